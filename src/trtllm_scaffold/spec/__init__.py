@@ -1,1 +1,37 @@
+"""What a model is: frozen facts, one module per axis, with the evidence for each fact."""
 
+from trtllm_scaffold.spec.attention import AttentionSpec, QKNormSpec
+from trtllm_scaffold.spec.block import BlockSpec
+from trtllm_scaffold.spec.checkpoint import CheckpointSpec, Layout, TensorSpec
+from trtllm_scaffold.spec.embedding import EmbeddingSpec
+from trtllm_scaffold.spec.evidence import Evidence
+from trtllm_scaffold.spec.head import HeadSpec
+from trtllm_scaffold.spec.mlp import ACTIVATIONS, MlpSpec
+from trtllm_scaffold.spec.model import LayerKind, ModelSpec
+from trtllm_scaffold.spec.norm import NormSpec
+from trtllm_scaffold.spec.position import LearnedSpec, PositionSpec, RopeScaling, RopeSpec
+from trtllm_scaffold.spec.quantity import Quantity
+from trtllm_scaffold.spec.quantization import QuantizationSpec
+
+__all__ = [
+    "ACTIVATIONS",
+    "AttentionSpec",
+    "BlockSpec",
+    "CheckpointSpec",
+    "EmbeddingSpec",
+    "Evidence",
+    "HeadSpec",
+    "LayerKind",
+    "Layout",
+    "LearnedSpec",
+    "MlpSpec",
+    "ModelSpec",
+    "NormSpec",
+    "PositionSpec",
+    "QKNormSpec",
+    "Quantity",
+    "QuantizationSpec",
+    "RopeScaling",
+    "RopeSpec",
+    "TensorSpec",
+]

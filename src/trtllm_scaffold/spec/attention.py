@@ -1,0 +1,71 @@
+"""The attention axis: heads, biases, scale, window and query-key norm of one layer kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trtllm_scaffold.spec.norm import NormSpec
+from trtllm_scaffold.spec.quantity import Quantity
+
+
+@dataclass(frozen=True)
+class QKNormSpec:
+    """A norm on queries and keys between their projections and the score product.
+
+    Attributes:
+        norm: What it computes.
+        scope: ``head`` normalises each head by itself (weight [head_dim]); ``full`` the whole
+            projection (weight [heads * head_dim]); ``per_head_weight`` each head by itself
+            with a weight of its own (weight [heads, head_dim]).
+        when: Before or after the rotary embedding.
+    """
+
+    norm: NormSpec
+    scope: Literal["head", "full", "per_head_weight"]
+    when: Literal["before_rope", "after_rope"] = "before_rope"
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """Softmax attention of one layer kind.
+
+    Attributes:
+        num_attention_heads: Query heads.
+        num_key_value_heads: Key and value heads (1 for MQA).
+        head_dim: Width of one head.
+        q_bias, k_bias, v_bias, o_bias: Whether each projection adds a bias.
+        scale: The factor on q.k before the softmax.
+        window: Visible keys including the current one, or None for all.
+        qk_norm: The query-key norm, if any.
+        softcap: c of ``c * tanh(scores / c)``, if any.
+        sinks: Whether learned sink logits join the softmax.
+        qkv_clip: Bound on the absolute value of q, k and v, if any.
+    """
+
+    num_attention_heads: Quantity
+    num_key_value_heads: Quantity
+    head_dim: Quantity
+    q_bias: bool
+    k_bias: bool
+    v_bias: bool
+    o_bias: bool
+    scale: Quantity
+    window: Quantity | None = None
+    qk_norm: QKNormSpec | None = None
+    softcap: Quantity | None = None
+    sinks: bool = False
+    qkv_clip: Quantity | None = None
+
+    @property
+    def kind(self) -> str:
+        """MHA, GQA or MQA."""
+        if self.num_key_value_heads.value == 1:
+            return "MQA"
+        same = self.num_key_value_heads.value == self.num_attention_heads.value
+        return "MHA" if same else "GQA"
+
+    @property
+    def has_default_scale(self) -> bool:
+        """Whether the scale is the usual 1 / sqrt(head_dim)."""
+        return abs(self.scale.value * float(self.head_dim.value) ** 0.5 - 1.0) < 1e-6

@@ -1,0 +1,56 @@
+"""The checkpoint axis: name, shape and layout of every stored tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: How one stored tensor holds its parts:
+#: ``whole``      one part, as stored;
+#: ``rows``       the parts one after another along dimension 0, each with its own width;
+#: ``per_head``   for each head its q, k and v rows: [heads, 3, head_dim, ...];
+#: ``per_group``  for each key-value head its query heads, then k, then v:
+#:                [kv_heads, heads / kv_heads + 2, head_dim, ...].
+Layout = Literal["whole", "rows", "per_head", "per_group"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One stored tensor, or one per layer.
+
+    Attributes:
+        name: The stored name; ``{i}`` stands for the layer where `per_layer` is set.
+        shape: The stored shape for the given (real-size) configuration.
+        roles: What it holds, in order: ``embedding.weight``, ``position.weight``,
+            ``embedding.projection.weight``, ``head.weight``, ``head.bias``,
+            ``head.projection.weight``, ``final_norm.weight|bias``,
+            ``norm.<name>.weight|bias`` (names of `BlockSpec.norms`),
+            ``attention.q|k|v|o.weight|bias``, ``attention.q_norm|k_norm.weight|bias``,
+            ``mlp.gate|up|down.weight|bias``.
+        layout: How the roles lie in the tensor.
+        transposed: Stored [in, out] instead of [out, in] (applies before `layout`).
+        per_layer: Whether there is one such tensor per layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    roles: tuple[str, ...]
+    layout: Layout = "whole"
+    transposed: bool = False
+    per_layer: bool = True
+
+
+@dataclass(frozen=True)
+class CheckpointSpec:
+    """Everything a checkpoint of the model stores.
+
+    Attributes:
+        tensors: In the order of the model.
+        dropped: (name with ``{i}``, reason) of stored tensors that no parameter needs.
+        base_prefix: HF's base-model prefix, such as ``transformer.``: published files of some
+            families omit it. Empty where names never carry one.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    dropped: tuple[tuple[str, str], ...] = ()
+    base_prefix: str = ""

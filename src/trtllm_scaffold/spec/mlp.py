@@ -1,0 +1,30 @@
+"""The mlp axis: the dense feed-forward of one layer kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trtllm_scaffold.spec.quantity import Quantity
+
+#: Activation names, by formula. `gelu` uses erf, `gelu_tanh` the tanh approximation.
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+
+
+@dataclass(frozen=True)
+class MlpSpec:
+    """A dense feed-forward.
+
+    Attributes:
+        kind: ``gated``: down(act(gate(x)) * up(x)); ``plain``: down(act(up(x))).
+        activation: One of `ACTIVATIONS`.
+        intermediate_size: Width between the projections.
+        gate_bias, up_bias, down_bias: Whether each projection adds a bias.
+    """
+
+    kind: Literal["gated", "plain"]
+    activation: str
+    intermediate_size: Quantity
+    up_bias: bool
+    down_bias: bool
+    gate_bias: bool = False

@@ -1,0 +1,67 @@
+"""ModelSpec: what a model is, one dataclass per axis, one layer kind per distinct equation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trtllm_scaffold.spec.attention import AttentionSpec
+from trtllm_scaffold.spec.block import BlockSpec
+from trtllm_scaffold.spec.checkpoint import CheckpointSpec
+from trtllm_scaffold.spec.embedding import EmbeddingSpec
+from trtllm_scaffold.spec.evidence import Evidence
+from trtllm_scaffold.spec.head import HeadSpec
+from trtllm_scaffold.spec.mlp import MlpSpec
+from trtllm_scaffold.spec.position import PositionSpec
+from trtllm_scaffold.spec.quantity import Quantity
+from trtllm_scaffold.spec.quantization import QuantizationSpec
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """Layers whose equations are equal."""
+
+    attention: AttentionSpec
+    mlp: MlpSpec
+    block: BlockSpec
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything the plan needs to know about a model.
+
+    Attributes:
+        source: The path or hub id it was read from.
+        model_type, architecture: As the configuration says; names, never reasons.
+        config_class: Name of the HF configuration class and the module that defines it.
+        hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: Sizes.
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
+        layer_kinds: The distinct layers.
+        layer_pattern: For each layer, the index of its kind.
+        position, embedding, head, checkpoint, quantization: The model-wide axes.
+        proven: Whether an HF class was run to find the facts.
+        evidence: Every witness of every fact.
+    """
+
+    source: str
+    model_type: str
+    architecture: str
+    config_class: tuple[str, str]
+    hidden_size: Quantity
+    num_hidden_layers: Quantity
+    vocab_size: Quantity
+    max_position_embeddings: Quantity
+    dtype: str
+    layer_kinds: tuple[LayerKind, ...]
+    layer_pattern: tuple[int, ...]
+    position: PositionSpec
+    embedding: EmbeddingSpec
+    head: HeadSpec
+    checkpoint: CheckpointSpec
+    quantization: QuantizationSpec | None
+    proven: bool
+    evidence: tuple[Evidence, ...]
+
+    @property
+    def layer(self) -> LayerKind:
+        """The first layer kind; the only one of a uniform model."""
+        return self.layer_kinds[0]
