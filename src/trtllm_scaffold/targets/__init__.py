@@ -1,1 +1,1 @@
-
+"""TensorRT-LLM generations as data: API contracts and capabilities."""
