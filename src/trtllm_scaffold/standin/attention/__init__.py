@@ -1,0 +1,1 @@
+"""Attention of the stand-in: metadata, backends, kernel, modules."""

@@ -1,0 +1,1 @@
+"""Executor half of the stand-in: the paged cache and the C++ names ports and tests use."""
