@@ -1,0 +1,56 @@
+"""Builds HF configuration objects, and models without storage, from a parsed config.json."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.sources.hf_class import HFClasses
+
+
+def build_config(raw: Mapping[str, Any], classes: HFClasses) -> Any:
+    """Return the configuration object of a parsed config.json, class defaults included.
+
+    Raises:
+        InputError: The class rejects the values.
+    """
+    values = copy.deepcopy(dict(raw))
+    try:
+        return classes.config_class.from_dict(values)
+    except Exception as error:  # HF classes raise whatever a hostile value provokes
+        raise InputError(
+            f"{classes.config_class.__name__} rejects the configuration: {one_line(error)}",
+            where="config.json",
+        ) from error
+
+
+def build_meta_model(config: Any, classes: HFClasses) -> Any:
+    """Return the model with shapes only, every tensor on the meta device.
+
+    Raises:
+        InputError: The class cannot build a model from the configuration.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return classes.model_class(config)
+    except Exception as error:  # same reason as above
+        raise InputError(
+            f"{classes.model_class.__name__} cannot be built: {one_line(error)}",
+            where="config.json",
+        ) from error
+
+
+def effective(config: Any) -> dict[str, Any]:
+    """Return a configuration object's values as JSON-plain data, class defaults included."""
+    return json.loads(json.dumps(config.to_dict(), default=str))
+
+
+def one_line(error: Exception) -> str:
+    """Return an exception's text in one line of at most 200 characters."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

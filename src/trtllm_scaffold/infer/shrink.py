@@ -1,0 +1,156 @@
+"""Turns a real configuration into a tiny one of the same shape of thinking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from trtllm_scaffold.infer.effective import build_config, effective
+from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
+from trtllm_scaffold.infer.normalize import ORIGINAL, is_per_layer_type, rope_parameters
+from trtllm_scaffold.infer.tiny_rope import tiny_rope
+from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
+from trtllm_scaffold.infer.tiny_sizes import (
+    BASES,
+    Real,
+    Style,
+    kept_layers,
+    real_sizes,
+    tiny_sizes,
+)
+from trtllm_scaffold.sources.hf_class import HFClasses
+
+#: Keys that belong to the published files, not to the model.
+_NOT_OF_THE_MODEL = ("quantization_config", "compression_config", "_name_or_path", "auto_map")
+
+#: Integers above this are sizes of something, whatever they are called.
+_LARGE = 128
+
+
+def shrink(
+    raw: Mapping[str, Any], classes: HFClasses, *, style: Style, variant: int = 0
+) -> dict[str, Any]:
+    """Return a tiny configuration that builds and runs with the classes of the real one.
+
+    Args:
+        raw: The parsed config.json of the real model.
+        classes: Its HF classes; the configuration class gives defaults of omitted keys and the
+            names of canonical ones (`attribute_map`).
+        style: ``odd``: sizes and scalars are distinctive, so that a number seen in a trace
+            tells which key set it. ``published``: tiny sizes, every published scalar kept.
+        variant: 0 or 1. The two odd ones differ in every size and scalar.
+
+    Returns:
+        JSON-plain keys in the spelling of `raw`. The quantization is left out, unknown keys
+        are kept.
+
+    Raises:
+        InputError: The class rejects the configuration, or sizes are missing.
+    """
+    source = {k: v for k, v in json.loads(json.dumps(dict(raw))).items()}
+    for key in _NOT_OF_THE_MODEL:
+        if key != "auto_map" or not classes.remote:
+            source.pop(key, None)
+    config = build_config(source, classes)
+    full = {**source, **effective(config)}
+    attribute_map = dict(getattr(config, "attribute_map", None) or {})
+    real = _real(full, source, attribute_map, rope_parameters(config))
+    sizes = tiny_sizes(real, style, variant)
+    kept = kept_layers(real.layer_rows, BASES[style, variant].layers)
+
+    edits: dict[str, Any] = {}
+    edits.update(_size_edits(source, full, real, sizes, attribute_map))
+    edits.update(_layer_edits(source, full, real, kept, sizes))
+    edits.update(without_dropout(full))
+    edits.update(tokens_inside(full, sizes["vocab_size"]))
+    if style == "odd":
+        edits.update(odd_scalars(full, variant))
+    edits.update(tiny_rope(source, config, real, sizes, style, variant))
+    return json.loads(json.dumps({**source, **edits}))
+
+
+def _real(
+    full: Mapping[str, Any],
+    source: Mapping[str, Any],
+    attribute_map: Mapping[str, str],
+    rope: Mapping[str, Any],
+) -> Real:
+    sizes = real_sizes(full, attribute_map)
+    head_dim = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
+    layers = sizes["num_hidden_layers"]
+    lists = [v for v in full.values() if _is_per_layer(v, layers)]
+    entry: Mapping[str, Any] = rope
+    if is_per_layer_type(rope):
+        entry = next((r for r in rope.values() if r["rope_type"] != "default"), {})
+    original = entry.get(ORIGINAL) or full.get(ORIGINAL)
+    fraction = entry.get("partial_rotary_factor") or 1.0
+    return Real(
+        sizes=sizes,
+        head_dim=max(1, head_dim),
+        fraction=float(fraction) if is_number(fraction) else 1.0,
+        rope_type=str(entry.get("rope_type", "default")),
+        original=original if is_size(original) else None,
+        layer_rows=tuple(
+            tuple(json.dumps(values[index]) for values in lists) for index in range(layers)
+        ),
+    )
+
+
+def _is_per_layer(value: Any, layers: int) -> bool:
+    return isinstance(value, list) and len(value) == layers and layers > 1
+
+
+def _size_edits(
+    source: Mapping[str, Any],
+    full: Mapping[str, Any],
+    real: Real,
+    sizes: Mapping[str, int],
+    attribute_map: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the tiny value of every key that holds a size."""
+    edits: dict[str, Any] = {}
+    for role, size in sizes.items():
+        if role not in real.sizes:
+            continue
+        for key in keys_of(role, attribute_map):
+            value = full.get(key)
+            derived = role == "head_dim" and key not in source and _derives_head_dim(real)
+            if is_size(value) and not derived:
+                edits[key] = size
+    if is_size(full.get(ORIGINAL)):
+        edits[ORIGINAL] = sizes[ORIGINAL]
+    known = {real.sizes[role]: sizes[role] for role in reversed(sizes) if role in real.sizes}
+    for key, value in full.items():
+        if key in ROLE_OF or key in edits or is_token(key) or not is_size(value):
+            continue
+        if value > _LARGE and value in known:
+            edits[key] = known[value]
+    return edits
+
+
+def _derives_head_dim(real: Real) -> bool:
+    heads = real.sizes["num_attention_heads"]
+    return real.sizes["hidden_size"] == real.head_dim * heads
+
+
+def _layer_edits(
+    source: Mapping[str, Any],
+    full: Mapping[str, Any],
+    real: Real,
+    kept: tuple[int, ...],
+    sizes: Mapping[str, int],
+) -> dict[str, Any]:
+    """Return per-layer lists cut to the kept layers, and counts of layers cut with them."""
+    layers = real.sizes["num_hidden_layers"]
+    edits: dict[str, Any] = {}
+    for key, value in full.items():
+        if _is_per_layer(value, layers):
+            if key in source or len({json.dumps(item) for item in value}) > 1:
+                role = ROLE_OF.get(key)
+                cut = [value[index] for index in kept]
+                edits[key] = cut if role not in sizes else [sizes[role] if v else v for v in cut]
+        elif is_size(value) and key not in ROLE_OF and ("layers" in key or "first_k" in key):
+            if key in source:
+                edits[key] = sum(index < value for index in kept)
+    return edits

@@ -1,0 +1,203 @@
+"""Chooses the sizes of a tiny configuration that keeps the real one's proportions of kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.infer.keys import is_size, keys_of
+from trtllm_scaffold.infer.normalize import ORIGINAL
+
+Style = Literal["odd", "published"]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Sizes of the real configuration; None where it has no such key.
+
+    Attributes:
+        sizes: By role (see `keys.SYNONYMS`).
+        head_dim: Explicit or hidden_size / heads.
+        fraction: Rotated share of a head.
+        rope_type: Type of the rope scaling, ``default`` for none.
+        original: Length before the rope scaling.
+        layer_rows: For each layer, its entry in every per-layer list.
+    """
+
+    sizes: Mapping[str, int]
+    head_dim: int
+    fraction: float
+    rope_type: str
+    original: int | None
+    layer_rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The numbers that one style starts from; no two are equal, and none is a usual size."""
+
+    head_dims: tuple[int, ...]
+    mha: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    layers: int
+    positions: int
+    original: int
+    window: int
+    embedding: int
+
+
+#: Odd sizes differ between the variants in every entry. `published` sizes divide by 8 where
+#: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know.
+BASES: dict[tuple[str, int], Base] = {
+    ("published", 0): Base((32, 40, 64, 48), 4, 2, 176, 131, 3, 96, 32, 5, 112),
+    ("published", 1): Base((64, 80, 96), 8, 4, 208, 139, 4, 112, 28, 6, 144),
+    ("odd", 0): Base((24, 20, 28, 36), 4, 2, 148, 137, 3, 72, 24, 5, 84),
+    ("odd", 1): Base((40, 44, 48, 56), 6, 3, 212, 157, 4, 104, 28, 7, 124),
+}
+
+
+def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dict[str, int]:
+    """Return the sizes of a configuration by role.
+
+    Args:
+        full: Every value of the configuration object.
+        attribute_map: The class's own map from canonical names to its keys.
+
+    Raises:
+        InputError: The sizes without which no decoder can be built are missing.
+    """
+    found = {}
+    for role in (
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "max_position_embeddings",
+        "embedding_size",
+        "sliding_window",
+        "rotary_dim",
+    ):
+        values = [full.get(key) for key in keys_of(role, attribute_map)]
+        size = next((max(v) if _sizes(v) else v for v in values if is_size(v) or _sizes(v)), None)
+        if size is not None:
+            found[role] = size
+    for role in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+        if role not in found:
+            raise InputError(
+                f"no key of the configuration gives {role}",
+                where="config.json",
+                hint="looked for " + ", ".join(keys_of(role, attribute_map)),
+            )
+    return found
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(is_size(item) for item in value)
+
+
+def tiny_sizes(real: Real, style: Style, variant: int) -> dict[str, int]:
+    """Return the tiny size of every role that the real configuration has.
+
+    Kept: MHA, GQA or MQA and the group size up to 4; whether head_dim is hidden_size / heads;
+    the rotated share; whether embeddings are projected; the ratio of the lengths around a rope
+    scaling; one layer of each kind, first and last included.
+    """
+    base = BASES[style, variant]
+    heads, kv_heads = _heads(real.sizes, base)
+    head_dim = _head_dim(real, base)
+    hidden = heads * _hidden_per_head(real, head_dim)
+    positions, original = _lengths(real, base)
+    tiny = {
+        "hidden_size": hidden,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": base.intermediate,
+        "num_hidden_layers": len(kept_layers(real.layer_rows, base.layers)),
+        "vocab_size": base.vocab,
+        "max_position_embeddings": positions,
+        "embedding_size": base.embedding,
+        "sliding_window": base.window,
+        "rotary_dim": _rotary_dim(real, head_dim),
+    }
+    if real.sizes.get("embedding_size") == real.sizes["hidden_size"]:
+        tiny["embedding_size"] = hidden
+    sizes = {role: size for role, size in tiny.items() if role in real.sizes}
+    window = real.sizes.get("sliding_window", 0)
+    if window >= real.sizes.get("max_position_embeddings", window + 1):
+        del sizes["sliding_window"]  # never bites; kept as it is
+    return {**sizes, ORIGINAL: original, "effective_head_dim": head_dim}
+
+
+def kept_layers(rows: tuple[tuple[str, ...], ...], count: int) -> tuple[int, ...]:
+    """Return which of the real layers the tiny model keeps, at least `count` where there are.
+
+    The first of each distinct row, the first and the last layer come first; the rest is spread
+    evenly.
+    """
+    last = len(rows) - 1
+    chosen = {0, last} | {rows.index(row) for row in dict.fromkeys(rows)}
+    for step in range(1, count):
+        if len(chosen) >= min(count, len(rows)):
+            break
+        chosen.add(round(step * last / count))
+    remaining = (index for index in range(len(rows)) if index not in chosen)
+    while len(chosen) < min(count, len(rows)):
+        chosen.add(next(remaining))
+    return tuple(sorted(chosen))
+
+
+def _heads(sizes: Mapping[str, int], base: Base) -> tuple[int, int]:
+    heads = sizes["num_attention_heads"]
+    kv_heads = sizes.get("num_key_value_heads", heads)
+    if kv_heads >= heads:
+        return base.mha, base.mha
+    if kv_heads == 1:
+        return base.mha, 1
+    group = heads // kv_heads if heads // kv_heads in (2, 4) else 4
+    if heads // kv_heads == 3:
+        return (12, 4) if base.kv_heads % 2 == 0 else (9, 3)
+    return group * base.kv_heads, base.kv_heads
+
+
+def _head_dim(real: Real, base: Base) -> int:
+    """Return a width whose rotated share is even, as the real one's is."""
+    for width in base.head_dims:
+        rotated = int(width * real.fraction)
+        if rotated % 2 == 0 and rotated >= 4 and (real.fraction == 1.0 or rotated < width):
+            return width
+    return base.head_dims[0]
+
+
+def _hidden_per_head(real: Real, head_dim: int) -> int:
+    """Return hidden_size / heads: head_dim itself only where that is so in the real model."""
+    hidden = real.sizes["hidden_size"]
+    width = real.head_dim * real.sizes["num_attention_heads"]
+    if hidden == width:
+        return head_dim
+    scaled = max(4, 4 * round(head_dim * hidden / width / 4))
+    return scaled if scaled != head_dim else head_dim + 4
+
+
+def _rotary_dim(real: Real, head_dim: int) -> int:
+    rotated = real.sizes.get("rotary_dim", real.head_dim)
+    return max(4, 2 * round(head_dim * rotated / real.head_dim / 2))
+
+
+def _lengths(real: Real, base: Base) -> tuple[int, int]:
+    """Return max_position_embeddings and the length before the rope scaling."""
+    longest = real.sizes.get("max_position_embeddings", 0)
+    if real.rope_type == "dynamic":
+        return base.original, base.original
+    if real.rope_type != "default" and real.original and longest >= real.original:
+        return max(1, round(longest / real.original)) * base.original, base.original
+    if real.original and longest:
+        return base.positions, max(1, round(base.positions * real.original / longest))
+    return base.positions, base.positions
