@@ -1,0 +1,166 @@
+"""Read a port's folder as plain files: nothing of it is imported and torch is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.sources.json_file import parse_object, read_bytes, shown
+
+#: No file that is read here is ever larger; a larger one is not ours.
+MAX_BYTES = 32 * 1024 * 1024
+
+_HINT = "give the folder that `trtllm-scaffold new` wrote"
+
+
+@dataclass(frozen=True)
+class PortFiles:
+    """The parts of a port that a check reads.
+
+    Attributes:
+        root: The port's folder.
+        package: The importable folder in it, what ``--custom_module_dirs`` points at.
+        name: ``<name>`` of ``modeling_<name>.py``.
+        answers: The recorded copier answers.
+        config: The source ``config.json``.
+        tensors: Entries of ``checkpoint.json``: name, shape, layers (None for a single tensor).
+    """
+
+    root: Path
+    package: Path
+    name: str
+    answers: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tensors: tuple[StoredTensor, ...]
+
+    @property
+    def weights_module(self) -> Path:
+        """The file with the weight table."""
+        return self.package / f"weights_{self.name}.py"
+
+    @property
+    def modeling_module(self) -> Path:
+        """The file with the model classes."""
+        return self.package / f"modeling_{self.name}.py"
+
+    @property
+    def generation(self) -> str | None:
+        """The TensorRT-LLM generation that the port was rendered for."""
+        recorded = self.answers.get("trtllm")
+        return None if recorded is None else str(recorded)
+
+    @property
+    def tiny_configs(self) -> tuple[Path, ...]:
+        """The tiny configurations that proofs run on, sorted by name."""
+        return tuple(sorted((self.root / "tests" / "configs").glob("*.json")))
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One stored tensor, or one per layer where `layers` is set and `name` holds ``{i}``."""
+
+    name: str
+    shape: tuple[int, ...]
+    layers: int | None = None
+
+
+def read_port(port: Path) -> PortFiles:
+    """Find the parts of the port in folder `port`.
+
+    Raises:
+        InputError: If it is not a port, or one of its data files cannot be read.
+    """
+    root = port.resolve()
+    if not root.is_dir():
+        raise InputError(f"no folder {str(port)!r}", hint=_HINT)
+    package = _package(root)
+    return PortFiles(
+        root=root,
+        package=package,
+        name=_name(package),
+        answers=MappingProxyType(_answers(root / ".copier-answers.yml")),
+        config=MappingProxyType(_object(root / "config.json")),
+        tensors=_tensors(root / "checkpoint.json"),
+    )
+
+
+def _package(root: Path) -> Path:
+    found = sorted(path.parent for path in root.glob("*/_trtllm.py"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise InputError(
+            f"a port has one package with a _trtllm.py, found {names}", where=str(root), hint=_HINT
+        )
+    return found[0]
+
+
+def _name(package: Path) -> str:
+    found = sorted(path.stem.removeprefix("modeling_") for path in package.glob("modeling_*.py"))
+    if len(found) != 1:
+        raise InputError(
+            f"a port's package has one modeling_<name>.py, found {', '.join(found) or 'none'}",
+            where=str(package),
+            hint=_HINT,
+        )
+    return found[0]
+
+
+def read_text(path: Path) -> str:
+    """Read a text file of bounded size.
+
+    Raises:
+        InputError: If it is missing, too large or not UTF-8.
+    """
+    try:
+        return read_bytes(path, MAX_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 text (byte {error.start})", where=str(path)) from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return parse_object(read_bytes(path, MAX_BYTES), str(path))
+
+
+def _answers(path: Path) -> dict[str, Any]:
+    import yaml
+
+    text = read_text(path)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        line = str(error).splitlines()[0] if str(error) else "?"
+        raise InputError(f"not YAML: {line}", where=str(path)) from error
+    if not isinstance(value, dict):
+        raise InputError(f"expected a mapping, found a {type(value).__name__}", where=str(path))
+    return {str(key): item for key, item in value.items()}
+
+
+def _tensors(path: Path) -> tuple[StoredTensor, ...]:
+    entries = _object(path).get("tensors")
+    if not isinstance(entries, list) or not entries:
+        raise InputError("no list 'tensors'", where=str(path))
+    return tuple(_tensor(entry, path) for entry in entries)
+
+
+def _tensor(entry: Any, path: Path) -> StoredTensor:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise InputError(f"a tensor without a name: {shown(entry)}", where=str(path))
+    name, shape, layers = entry["name"], entry.get("shape"), entry.get("layers")
+    if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
+        raise InputError(f"shape of {shown(name)} is {shown(shape)}", where=str(path))
+    if layers is not None and not _is_size(layers):
+        raise InputError(f"layers of {shown(name)} is {shown(layers)}", where=str(path))
+    if (layers is not None) != ("{i}" in name):
+        raise InputError(
+            f"{shown(name)} has layers {layers!r}: a name with {{i}} needs a number of layers",
+            where=str(path),
+        )
+    return StoredTensor(name, tuple(shape), layers)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40
