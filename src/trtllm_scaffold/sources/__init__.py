@@ -51,6 +51,12 @@ class Sources:
     hf_id: str | None = None
     commit: str | None = None
 
+    @property
+    def default_name(self) -> str:
+        """The name of a port's folder where the user gave none."""
+        name = self.hf_id.rpartition("/")[2] if self.hf_id else self.raw["model_type"]
+        return f"{name.lower().replace('_', '-')}-trtllm"
+
 
 def load_sources(model: str, revision: str | None = None) -> Sources:
     """Load a model given as a path (a config.json or its folder) or as an id on the hub.

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def parse_object(data: bytes, where: str, *, shallow: bool = False) -> dict[str,
     return document
 
 
-def _strict(where: str) -> dict[str, Callable[..., Any]]:
+def _strict(where: str) -> dict[str, Any]:
     """Return the hooks that make json.loads refuse what it would let through."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

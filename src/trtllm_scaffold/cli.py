@@ -1,0 +1,292 @@
+"""The command line: parses, calls one function, prints. Nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trtllm_scaffold import __version__, console
+from trtllm_scaffold.errors import ScaffoldError, UsageError
+
+# The parser's UsageError, which some releases of typer keep to themselves.
+_PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+# Help without rich: importing it would double the time of --help.
+app = typer.Typer(
+    name="trtllm-scaffold",
+    help="From a HuggingFace config.json to a proven TensorRT-LLM port.",
+    epilog="Start with: trtllm-scaffold new my-port --hf-id Qwen/Qwen3-0.6B",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class Generation(str, Enum):
+    """The TensorRT-LLM generations that a port can target."""
+
+    v1_2 = "1.2"
+    v1_4 = "1.4"
+
+
+class Generations(str, Enum):
+    """The generations that a port can be checked against."""
+
+    v1_2 = "1.2"
+    v1_4 = "1.4"
+    all = "all"
+
+
+class Device(str, Enum):
+    """Where a proof runs."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Runtime(str, Enum):
+    """What a proof runs the port on."""
+
+    auto = "auto"
+    standin = "standin"
+    tensorrt_llm = "tensorrt_llm"
+
+
+class Dtype(str, Enum):
+    """The floating point type of a proof."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the model's own code. Read it first.")
+]
+Port = Annotated[Path, typer.Argument(help="The folder that `new` wrote.", metavar="PORT")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit on the hub.", metavar="REV")
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a real checkpoint; only its headers are read.", metavar="DIR"),
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"trtllm-scaffold {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Hold the options that belong to no command."""
+
+
+@app.command(help="Infer a model, render its port, and prove it.")
+def new(
+    dest: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder to make; MODEL-trtllm by default.", metavar="DEST", show_default=False
+        ),
+    ] = None,
+    hf_id: Annotated[
+        str | None, typer.Option(help="A model on the hub.", metavar="ORG/MODEL")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A config.json, or a model's folder.", metavar="PATH")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the port's module names.")] = None,
+    package: Annotated[str | None, typer.Option(help="Name of the port's package.")] = None,
+    trtllm: Annotated[
+        Generation, typer.Option(help="TensorRT-LLM generation to write for.")
+    ] = Generation.v1_2,
+    revision: Revision = None,
+    no_prove: Annotated[bool, typer.Option("--no-prove", help="Skip the proof.")] = False,
+    allow_unproven: Annotated[
+        bool, typer.Option("--allow-unproven", help="Accept a model that has no HF class to run.")
+    ] = False,
+    trust_remote_code: Trust = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write into a non-empty folder.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Infer, plan, render and prove one model."""
+    if (hf_id is None) == (config is None):
+        raise UsageError("give exactly one of --hf-id and --config", hint="see `new --help`")
+    if revision is not None and hf_id is None:
+        raise UsageError("--revision belongs to --hf-id", hint="see `new --help`")
+    from trtllm_scaffold.sources import load_hub, load_path
+
+    sources = load_hub(hf_id, revision) if hf_id is not None else load_path(config or Path())
+    from trtllm_scaffold.pipeline import new_port
+
+    result = new_port(
+        sources,
+        dest or Path(sources.default_name),
+        name=name,
+        package=package,
+        trtllm=trtllm.value,
+        prove=not no_prove,
+        allow_unproven=allow_unproven,
+        trust_remote_code=trust_remote_code,
+        dry_run=dry_run,
+        force=force,
+        progress=console.progress,
+    )
+    proved = not (no_prove or dry_run)
+    return console.print_new(result.to_json(), as_json, dry_run, proved and not allow_unproven)
+
+
+@app.command(help="Show what a model is, and how it can be ported.")
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="A config.json, its folder, or ORG/MODEL.", metavar="MODEL")
+    ],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add the evidence for each fact.")
+    ] = False,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> int:
+    """Infer one model and print the result."""
+    from trtllm_scaffold.sources import load_sources
+
+    sources = load_sources(model, revision)
+    from trtllm_scaffold.pipeline import inspect_model
+
+    inspection = inspect_model(sources, trust_remote_code=trust_remote_code)
+    return console.print_inspection(inspection.to_json(), as_json, explain)
+
+
+@app.command(help="Check API use and weight map, without torch or weights.")
+def check(
+    port: Port,
+    checkpoint: Checkpoint = None,
+    trtllm: Annotated[
+        Generations | None,
+        typer.Option(help="Generation to check against; the port's own by default."),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run the contract check and the load proof."""
+    from trtllm_scaffold.verify.check import check_port
+
+    generation = _generation(port, trtllm)
+    checks = check_port(port, checkpoint=checkpoint, trtllm=generation)
+    return console.print_checks(port, [item.to_json() for item in checks], as_json)
+
+
+@app.command(help="Prove that a port computes what its HF model computes.")
+def prove(
+    port: Port,
+    checkpoint: Checkpoint = None,
+    tp: Annotated[
+        str, typer.Option(help="Tensor-parallel sizes, comma-separated.", metavar="N,...")
+    ] = "1,2",
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the numbers.")] = Dtype.float32,
+    runtime: Annotated[Runtime, typer.Option(help="What to run the port on.")] = Runtime.auto,
+    trtllm: Annotated[
+        Generation | None, typer.Option(help="Generation; the port's own by default.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write an HTML report here.", metavar="FILE")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run parity, tensor parallel and the other proofs."""
+    sizes = _sizes(tp)
+    from trtllm_scaffold.verify.prove import prove_port
+
+    proof = prove_port(
+        port,
+        checkpoint=checkpoint,
+        tp=sizes,
+        device=device.value,
+        dtype=dtype.value,
+        runtime=runtime.value,
+        trtllm=_generation(port, trtllm),
+        progress=console.progress,
+    )
+    if report is not None:
+        from trtllm_scaffold.verify.html import write_html
+
+        write_html(proof, report)
+    return console.print_proof(proof.to_json(), as_json)
+
+
+@app.command(help="Show what is installed, and what is missing.")
+def doctor(as_json: Json = False) -> int:
+    """Look at this machine."""
+    from trtllm_scaffold.doctor import examine
+
+    return console.print_doctor(examine(), as_json)
+
+
+def _generation(port: Path, asked: Enum | None) -> str:
+    """Return the generation asked for, or else the one that the port records."""
+    if asked is not None:
+        return str(asked.value)
+    from trtllm_scaffold.verify.port_files import read_port
+
+    return read_port(port).generation or Generation.v1_2.value
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Return tensor-parallel sizes, such as 1,2,4."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part[:4]) <= 64 for part in parts):
+        hint = "write sizes from 1 to 64, for example --tp 1,2,4"
+        raise UsageError(f"--tp {text!r} is not a list of sizes", hint=hint)
+    return tuple(int(part) for part in parts)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; no exception leaves it.
+
+    Every ScaffoldError becomes one line or one JSON document. Set TRTLLM_SCAFFOLD_DEBUG=1 to see
+    the traceback of an error that is ours.
+    """
+    as_json = "--json" in arguments
+    try:
+        code = app(list(arguments), prog_name="trtllm-scaffold", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except ScaffoldError as error:
+        return console.fail(error, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return console.interrupted()
+    except BrokenPipeError:
+        return console.reader_gone()
+    except Exception as error:
+        if isinstance(error, _PARSER_ERROR):
+            return console.usage(error, as_json)
+        if os.environ.get("TRTLLM_SCAFFOLD_DEBUG") == "1":
+            raise
+        return console.fail(console.unexpected(error), as_json)
+
+
+def main() -> None:
+    """Entry point of the `trtllm-scaffold` script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

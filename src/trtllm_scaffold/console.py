@@ -1,0 +1,265 @@
+"""What the command line prints: each command's table or JSON document, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trtllm_scaffold.errors import EnvironmentProblem, ScaffoldError, UsageError
+from trtllm_scaffold.terminal import clean, paint, table, width, wrapped, write
+
+DONE = 0
+FAILED = 1
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+Document = Mapping[str, Any]
+
+
+def progress(message: str) -> None:
+    """Print one line about work under way on stderr."""
+    write(paint(f"  {clean(message)}", "dim", sys.stderr), sys.stderr)
+
+
+def print_json(document: Document) -> None:
+    """Print one JSON document on stdout; infinities and NaN become text, as JSON has none."""
+    write(json.dumps(_plain(document), indent=2, allow_nan=False), sys.stdout)
+
+
+def _plain(value: Any) -> Any:
+    """Return `value` with only the types that JSON has."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if isinstance(value, str | int | None) else str(value)
+
+
+def fail(error: ScaffoldError, as_json: bool) -> int:
+    """Print an error and return its exit code.
+
+    With `as_json` it is a document on stdout. Otherwise it goes to stderr: in one line, or on a
+    terminal in one line each for the problem, the place and the advice.
+    """
+    message, where, hint = clean(error.message), clean(error.where), clean(error.hint)
+    if as_json:
+        fields = {"kind": error.kind, "message": message, "where": where, "hint": hint}
+        print_json({"error": fields})
+        return error.exit_code
+    parts = {"error": message, "where": where, "hint": hint}
+    lines = {label: text for label, text in parts.items() if text}
+    if not sys.stderr.isatty():
+        write("; ".join(f"{label}: {text}" for label, text in lines.items()), sys.stderr)
+        return error.exit_code
+    for label, text in lines.items():
+        body = ("\n" + " " * 7).join(wrapped(text, width(sys.stderr) - 7))
+        write(f"{paint(f'{label}:'.ljust(6), label, sys.stderr)} {body}", sys.stderr)
+    return error.exit_code
+
+
+def usage(error: Any, as_json: bool) -> int:
+    """Print what the command line's parser objects to."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "trtllm-scaffold"
+    if type(error).__name__ == "NoArgsIsHelpError" and context and not as_json:
+        write(context.get_help(), sys.stderr)
+        return UsageError.exit_code
+    return fail(UsageError(error.format_message(), hint=f"see `{command} --help`"), as_json)
+
+
+def interrupted() -> int:
+    """Say that the user stopped the work."""
+    write("interrupted", sys.stderr)
+    return INTERRUPTED
+
+
+def reader_gone() -> int:
+    """Leave quietly when the reader of stdout has gone, as in `... | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+
+
+def unexpected(error: Exception) -> ScaffoldError:
+    """Return what to tell the user about an exception that nothing foresaw."""
+    if isinstance(error, ImportError) and not (error.name or "").startswith("trtllm_scaffold"):
+        hint = "see `trtllm-scaffold doctor`"
+        return EnvironmentProblem(f"a package cannot be imported: {error}", hint=hint)
+    if isinstance(error, OSError) and error.strerror:
+        return EnvironmentProblem(error.strerror, where=str(error.filename or ""))
+    return ScaffoldError(
+        f"unexpected {type(error).__name__}: {error}",
+        hint="this is a bug in trtllm-scaffold: please report it with this line "
+        "(TRTLLM_SCAFFOLD_DEBUG=1 shows the traceback)",
+    )
+
+
+def print_inspection(document: Document, as_json: bool, explain: bool) -> int:
+    """Print what a model is, its support per generation and, if asked, the evidence."""
+    if as_json:
+        print_json(document)
+        return DONE
+    model = document["model"]
+    names = (model.get("id") or model.get("source"), model["model_type"], model["architecture"])
+    write("  ".join(clean(name) for name in names) + "\n", sys.stdout)
+    table([(_words(axis), _axis(value)) for axis, value in document["spec"].items()], indent=2)
+    write("", sys.stdout)
+    traced = "traced" if document["proven"] else "unproven: read from config.json alone"
+    table([("facts", traced), *_support(document["support"])], indent=2)
+    if explain:
+        write("", sys.stdout)
+        rows = [
+            (fact, _value(entry["value"]), str(entry["witness"]), str(entry["where"]))
+            for fact, entries in document["evidence"].items()
+            for entry in entries
+        ]
+        table(rows, ("fact", "value", "witness", "where"))
+    return DONE
+
+
+def print_new(document: Document, as_json: bool, dry_run: bool, must_pass: bool) -> int:
+    """Print what `new` wrote, its support, its checks and the next steps.
+
+    Args:
+        document: `NewResult.to_json()`.
+        as_json: Print the document itself.
+        dry_run: Nothing was written.
+        must_pass: A proof was asked for, so that anything but a pass is a failure.
+    """
+    failed = any(check["status"] == "failed" for check in document["checks"])
+    code = FAILED if failed or (must_pass and not document["passed"]) else DONE
+    if as_json:
+        print_json(document)
+        return code
+    port = clean(document["port"])
+    rows = [("port", f"{port} (dry run: not written)" if dry_run else port)]
+    rows += [("package", str(document["package"])), *_support(document["support"])]
+    table(rows)
+    if document["checks"]:
+        write("", sys.stdout)
+        _check_table(document["checks"])
+    if document.get("files"):
+        write("", sys.stdout)
+        table([(str(name),) for name in document["files"]], indent=2)
+    if not dry_run:
+        first = f"cd {port} && pytest" if must_pass else f"trtllm-scaffold prove {port}"
+        write("", sys.stdout)
+        table([("next", first), ("", f"read {port}/README.md")])
+    return code
+
+
+def print_checks(port: Path, checks: Sequence[Document], as_json: bool) -> int:
+    """Print the result of `check`."""
+    failed = any(check["status"] == "failed" for check in checks)
+    passed = not failed and any(check["status"] == "passed" for check in checks)
+    if as_json:
+        print_json({"port": str(port), "checks": checks, "passed": passed})
+    else:
+        _check_table(checks)
+        _verdict(passed)
+    return DONE if passed else FAILED
+
+
+def print_proof(document: Document, as_json: bool) -> int:
+    """Print the result of `prove`."""
+    if as_json:
+        print_json(document)
+    else:
+        runtime, reference = document["runtime"], document["reference"]
+        table(
+            [
+                ("runtime", f"{runtime['name']} {runtime['version']} on {document['device']}"),
+                ("reference", _value(reference)),
+            ]
+        )
+        write("", sys.stdout)
+        _check_table(document["checks"])
+        _verdict(document["passed"])
+    return DONE if document["passed"] else FAILED
+
+
+def print_doctor(document: Document, as_json: bool) -> int:
+    """Print what is installed, which runtime will be used, and what is missing."""
+    if as_json:
+        print_json(document)
+    else:
+        rows = [(item["name"], item["status"], item["detail"]) for item in document["found"]]
+        table(rows, ("what", "status", "detail"))
+        write("", sys.stdout)
+        runtime = document["runtime"]
+        table([("runtime", f"{runtime['name']}: {runtime['why']}")])
+        table([("to do", item["do"]) for item in document["missing"]])
+    return DONE if document["ok"] else EnvironmentProblem.exit_code
+
+
+def _check_table(checks: Sequence[Document]) -> None:
+    rows = [(check["name"], check["status"], _measured(check)) for check in checks]
+    table(rows, ("check", "result", "measured"))
+
+
+def _verdict(passed: bool) -> None:
+    word = "passed" if passed else "failed"
+    write("\n" + paint(word, word, sys.stdout), sys.stdout)
+
+
+def _support(support: Any) -> list[tuple[str, str]]:
+    """Return support as rows, whether it is one level or one for each generation."""
+    if not isinstance(support, Mapping):
+        return [("support", _value(support))]
+    if "level" in support:
+        return [("support", "; ".join(map(str, (support["level"], *support.get("because", ())))))]
+    return [(f"TensorRT-LLM {key}", _support(item)[0][1]) for key, item in support.items()]
+
+
+def _measured(check: Document) -> str:
+    """Describe a check's figures, each with its bound, and then its reason."""
+    measured, bound = check.get("measured") or {}, check.get("bound") or {}
+    figures = []
+    for key, value in measured.items():
+        limit = f" (bound {_value(bound[key])})" if key in bound else ""
+        figures.append(f"{_words(key)} {_value(value)}{limit}")
+    figures += [f"bound {_words(key)} {_value(bound[key])}" for key in bound if key not in measured]
+    return "; ".join(part for part in (", ".join(figures), str(check.get("reason") or "")) if part)
+
+
+def _words(key: object) -> str:
+    return str(key).replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    """Return a short form of a JSON value for a table cell."""
+    if value is None or isinstance(value, bool):
+        return "none" if value is None else "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(key)} {_value(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        text = ", ".join(_value(item) for item in value[:6])
+        return text if len(value) <= 6 else f"{text}, ... ({len(value)} in all)"
+    return str(value)
+
+
+def _axis(value: Any) -> str:
+    """Describe one axis of a spec: its kind first, then whatever it has."""
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+        return " | ".join(_axis(item) for item in value)
+    if not isinstance(value, Mapping):
+        return _value(value)
+    parts = [_value(value["kind"])] if "kind" in value else []
+    for key, item in value.items():
+        if key == "kind" or item is None or item is False or item in ("", [], {}):
+            continue
+        if item is True:
+            parts.append(_words(key))
+        elif isinstance(item, Mapping):
+            parts.append(f"{_words(key)} ({_axis(item)})")
+        else:
+            parts.append(f"{_words(key)} {_value(item)}")
+    return ", ".join(parts)
