@@ -1,0 +1,85 @@
+"""The spec's values on each axis of the capability table."""
+
+from __future__ import annotations
+
+from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec
+
+Fact = tuple[str, str]
+
+
+def _set(value: object) -> str:
+    return "none" if value is None or value is False else "set"
+
+
+def bias_pattern(biases: dict[str, bool], all_name: str) -> str:
+    """``none``, `all_name`, or the names of those projections that have one."""
+    if not any(biases.values()):
+        return "none"
+    return all_name if all(biases.values()) else ", ".join(k for k, v in biases.items() if v)
+
+
+def _attention_facts(attention: AttentionSpec) -> list[Fact]:
+    qk_norm = "none"
+    if attention.qk_norm:
+        kind = attention.qk_norm.norm.label
+        qk_norm = f"{kind}, {attention.qk_norm.scope}, {attention.qk_norm.when}"
+    biases = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
+    return [
+        ("attention.kind", attention.kind),
+        ("attention.scale", "1/sqrt(head_dim)" if attention.has_default_scale else "other"),
+        ("attention.qkv_bias", bias_pattern(biases, "q, k and v")),
+        ("attention.qk_norm", qk_norm),
+        ("attention.softcap", _set(attention.softcap)),
+        ("attention.sinks", _set(attention.sinks)),
+        ("attention.qkv_clip", _set(attention.qkv_clip)),
+    ]
+
+
+def _layer_facts(layer: LayerKind) -> list[Fact]:
+    mlp = layer.mlp
+    biases = {"up": mlp.up_bias, "down": mlp.down_bias}
+    if mlp.kind == "gated":
+        biases["gate"] = mlp.gate_bias
+    facts = _attention_facts(layer.attention)
+    facts += [("norm.kind", norm.label) for _, norm in layer.block.norms]
+    facts += [
+        ("block.placement", layer.block.placement),
+        (
+            "block.coefficient",
+            _set(layer.block.attention_coefficient or layer.block.mlp_coefficient),
+        ),
+        ("mlp.kind", f"{mlp.kind} {mlp.activation}"),
+        ("mlp.bias", bias_pattern(biases, "all")),
+    ]
+    return facts
+
+
+def _window_fact(spec: ModelSpec) -> Fact:
+    windows = {kind.attention.window is not None for kind in spec.layer_kinds}
+    if windows == {False}:
+        return ("attention.window", "none")
+    return ("attention.window", "all layers" if windows == {True} else "some layers")
+
+
+def facts(spec: ModelSpec) -> tuple[Fact, ...]:
+    """Every (axis, value) of the model, without repeats, in the order of the axes."""
+    found: list[Fact] = []
+    for layer in spec.layer_kinds:
+        found += _layer_facts(layer)
+    found.append(_window_fact(spec))
+    found.append(("position.kind", spec.position.kind))
+    if spec.position.rope:
+        rope = spec.position.rope
+        found.append(("position.style", rope.style))
+        found.append(("position.scaling", rope.scaling.kind if rope.scaling else "none"))
+    head, embedding = spec.head, spec.embedding
+    found += [
+        ("norm.kind", head.final_norm.label if head.final_norm else "none"),
+        ("embedding.multiplier", _set(embedding.multiplier)),
+        ("embedding.projection", "linear" if embedding.projection else "none"),
+        ("head.bias", _set(head.bias)),
+        ("head.multiplier", _set(head.multiplier)),
+        ("head.softcap", _set(head.softcap)),
+        ("quantization", spec.quantization.algorithm if spec.quantization else "none"),
+    ]
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,62 @@
+"""Where each TensorRT-LLM symbol of a port lives in the two generations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+_T = "tensorrt_llm._torch"
+
+#: Symbol -> (import path in 1.4, import path in 1.2). A test holds this against the manifests.
+PATHS: dict[str, tuple[str, str]] = {
+    "AllReduce": (f"{_T}.distributed", f"{_T}.distributed"),
+    "AllReduceStrategy": ("tensorrt_llm.functional", "tensorrt_llm.functional"),
+    "Attention": (f"{_T}.attention.attention", f"{_T}.modules.attention"),
+    "AttentionMetadata": (f"{_T}.attention.backends", f"{_T}.attention_backend"),
+    "DecoderLayer": (f"{_T}.modules.decoder_layer", f"{_T}.modules.decoder_layer"),
+    "DecoderModel": (f"{_T}.models.modeling_utils", f"{_T}.models.modeling_utils"),
+    "DecoderModelForCausalLM": (f"{_T}.models.modeling_utils", f"{_T}.models.modeling_utils"),
+    "Embedding": (f"{_T}.modules.embedding", f"{_T}.modules.embedding"),
+    "GatedMLP": (f"{_T}.modules.gated_mlp", f"{_T}.modules.gated_mlp"),
+    "LayerNorm": (f"{_T}.modules.layer_norm", f"{_T}.modules.layer_norm"),
+    "Linear": (f"{_T}.modules.linear", f"{_T}.modules.linear"),
+    "MLP": (f"{_T}.modules.mlp", f"{_T}.modules.mlp"),
+    "Mapping": ("tensorrt_llm.mapping", "tensorrt_llm.mapping"),
+    "ModelConfig": (f"{_T}.model_config", f"{_T}.model_config"),
+    "PositionEmbeddingType": ("tensorrt_llm.functional", "tensorrt_llm.functional"),
+    "PositionalEmbeddingParams": (
+        f"{_T}.attention.backends.interface",
+        f"{_T}.attention_backend.interface",
+    ),
+    "QKNormRoPEAttention": (
+        f"{_T}.attention.qk_norm_attention",
+        f"{_T}.modules.qk_norm_attention",
+    ),
+    "RMSNorm": (f"{_T}.modules.rms_norm", f"{_T}.modules.rms_norm"),
+    "RopeParams": (f"{_T}.attention.backends.interface", f"{_T}.attention_backend.interface"),
+    "RotaryScalingType": ("tensorrt_llm.functional", "tensorrt_llm.functional"),
+    "TensorParallelMode": (f"{_T}.modules.linear", f"{_T}.modules.linear"),
+    "register_auto_model": (f"{_T}.models.modeling_utils", f"{_T}.models.modeling_utils"),
+}
+
+
+def import_order(symbol: str) -> tuple[bool, bool, str]:
+    """Ruff's order within one import: constants, then classes, then functions."""
+    return (not symbol.isupper(), symbol[0].islower(), symbol.lower())
+
+
+def import_answers(modeling: Iterable[str], configuration: Iterable[str]) -> dict[str, list[str]]:
+    """The answers from which ``_trtllm.py`` and the import blocks are rendered."""
+    modeling, configuration = set(modeling), set(configuration)
+    everything = sorted(modeling | configuration, key=import_order)
+    moved = [name for name in everything if PATHS[name][0] != PATHS[name][1]]
+    stable = sorted({PATHS[name][0] for name in everything if name not in moved})
+    by_path = [[name for name in everything if PATHS[name][0] == path] for path in stable]
+    return {
+        "modeling_imports": sorted(modeling, key=import_order),
+        "stable_paths": stable,
+        "stable_symbols": [", ".join(names) for names in by_path],
+        "moved_symbols": moved,
+        "moved_new": [PATHS[name][0] for name in moved],
+        "moved_old": [PATHS[name][1] for name in moved],
+        "import_all": sorted(everything),
+    }

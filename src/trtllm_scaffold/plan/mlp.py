@@ -1,0 +1,55 @@
+"""The mlp axis of a port: GatedMLP or MLP, and the activation's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ActivationCode:
+    """Attributes:
+    name: What the MLP receives.
+    body: Expression over `x` where the name is a function of the port, else empty.
+    summary: That function's docstring.
+    gate: Expression over `gate` for a gated feed-forward.
+    """
+
+    name: str
+    gate: str
+    body: str = ""
+    summary: str = ""
+
+
+ACTIVATION_CODE: dict[str, ActivationCode] = {
+    "silu": ActivationCode("F.silu", "F.silu(gate)"),
+    "gelu": ActivationCode("F.gelu", "F.gelu(gate)"),
+    "gelu_tanh": ActivationCode(
+        "gelu_tanh",
+        'F.gelu(gate, approximate="tanh")',
+        'F.gelu(x, approximate="tanh")',
+        "GELU by its tanh approximation.",
+    ),
+    "relu": ActivationCode("F.relu", "F.relu(gate)"),
+    "relu2": ActivationCode(
+        "relu2", "F.relu(gate).square()", "F.relu(x).square()", "The square of ReLU."
+    ),
+}
+
+
+def plan_mlp(spec: ModelSpec) -> Answers:
+    """Answers of the mlp axis."""
+    mlp = spec.layer.mlp
+    code = ACTIVATION_CODE[mlp.activation]
+    return {
+        "mlp_kind": mlp.kind,
+        "mlp_activation": mlp.activation,
+        "mlp_activation_name": code.name,
+        "mlp_activation_function": code.body,
+        "mlp_activation_summary": code.summary,
+        "mlp_activation_gate": code.gate,
+        "mlp_bias": mlp.up_bias,
+        "modeling_uses_functional": mlp.kind == "plain" or mlp.activation != "silu",
+    }

@@ -1,0 +1,42 @@
+"""The sizes of a port: recorded for the load proof, and set on the config by fixed names."""
+
+from __future__ import annotations
+
+from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.spec import ModelSpec, Quantity
+
+
+def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
+    """Every attribute that the runtime or the port reads by a fixed name.
+
+    Order matters: an expression may read what an earlier line has set.
+    """
+    attention = spec.layer.attention
+    sizes = {
+        "hidden_size": spec.hidden_size,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "vocab_size": spec.vocab_size,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "num_attention_heads": attention.num_attention_heads,
+        "num_key_value_heads": attention.num_key_value_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": spec.layer.mlp.intermediate_size,
+    }
+    if spec.embedding.projection or spec.head.projection:
+        sizes["embedding_size"] = spec.embedding.dim
+    return sizes
+
+
+def plan_sizes(spec: ModelSpec) -> Answers:
+    """Answers with every size, and the assignments that `canonicalize` needs."""
+    sizes = _named_sizes(spec)
+    assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
+    assigned["tie_word_embeddings"] = str(spec.head.tied)
+    recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
+    recorded.setdefault("embedding_size", int(spec.hidden_size.value))
+    return {
+        **recorded,
+        "dtype": spec.dtype,
+        "canonical_names": list(assigned),
+        "canonical_exprs": list(assigned.values()),
+    }

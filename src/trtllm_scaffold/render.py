@@ -1,0 +1,113 @@
+"""PortPlan -> files: copier renders aside, then the whole port appears at once, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.plan.answers import Answers
+
+#: What copier reads of this repository (or of an installed wheel).
+_TEMPLATE_PARTS = ("copier.yml", "includes", "template")
+
+
+def template_root() -> Path:
+    """The folder with ``copier.yml``: in the wheel, else at the root of the checkout."""
+    packaged = Path(__file__).parent / "_template"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2]
+
+
+@contextmanager
+def _staged_template() -> Iterator[Path]:
+    """A copy outside any git repository: copier would clone a repository's last tag instead."""
+    root = template_root()
+    with tempfile.TemporaryDirectory(prefix="trtllm-scaffold-template-") as folder:
+        staged = Path(folder)
+        for part in _TEMPLATE_PARTS:
+            source = root / part
+            copy = shutil.copytree if source.is_dir() else shutil.copy2
+            copy(source, staged / part)
+        yield staged
+
+
+def render(answers: Answers, dest: Path) -> None:
+    """Renders the template into the existing empty folder `dest`."""
+    import copier
+
+    with _staged_template() as template:
+        copier.run_copy(
+            str(template),
+            dest,
+            data=dict(answers),
+            defaults=True,
+            overwrite=True,
+            quiet=True,
+            settings=copier.Settings(),
+        )
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes `document` readably, with keys in their own order and a final newline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def check_destination(dest: Path, *, force: bool) -> None:
+    """Raises InputError unless `dest` is new, empty, or (with `force`) a folder."""
+    if dest.is_symlink() or (dest.exists() and not dest.is_dir()):
+        raise InputError(f"{dest} is not a folder", where="DEST", hint="name a new folder")
+    if dest.exists() and any(dest.iterdir()) and not force:
+        raise InputError(
+            f"{dest} is not empty", where="DEST", hint="name a new folder, or give --force"
+        )
+    if not os.access(_existing_parent(dest), os.W_OK):
+        raise InputError(f"{dest} cannot be written", where="DEST", hint="name another folder")
+
+
+def _existing_parent(dest: Path) -> Path:
+    parent = dest.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+@contextmanager
+def rendered_aside(
+    answers: Answers, owned_files: Mapping[str, Any], dest: Path
+) -> Iterator[Path]:
+    """Renders a port beside `dest` and yields it; removed unless `publish` moved it.
+
+    Args:
+        answers: Copier answers.
+        owned_files: JSON documents that the CLI owns, by path inside the port.
+        dest: Where the port will stand; nothing is written there yet.
+    """
+    parent = _existing_parent(dest.absolute().parent)
+    aside = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=parent))
+    port = aside / dest.name
+    try:
+        port.mkdir()
+        render(answers, port)
+        for name, document in owned_files.items():
+            write_json(port / name, document)
+        yield port
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def publish(port: Path, dest: Path) -> None:
+    """Moves a rendered port to `dest`, all at once where `dest` is new or empty."""
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    if not dest.exists() or not any(dest.iterdir()):
+        if dest.exists():
+            dest.rmdir()
+        port.rename(dest)
+        return
+    shutil.copytree(port, dest, dirs_exist_ok=True)

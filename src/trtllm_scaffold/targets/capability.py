@@ -1,0 +1,117 @@
+"""How each TensorRT-LLM generation can express each value of each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+GENERATIONS = ("1.2", "1.4")
+
+
+class Level(IntEnum):
+    """How well a generation expresses a fact; the worst fact decides for the port."""
+
+    native = 0  #: the library's module as it is
+    expressed = 1  #: written out in the port, at full speed
+    reference = 2  #: the port's own attention path, correct but not at production speed
+    refused = 3  #: cannot be ported
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What one generation makes of one value of one axis."""
+
+    level: Level
+    because: str = ""
+
+
+_NATIVE = Capability(Level.native)
+
+
+def _expressed(because: str) -> Capability:
+    return Capability(Level.expressed, because)
+
+
+def _refused(because: str) -> Capability:
+    return Capability(Level.refused, because)
+
+
+#: (axis, value) -> capability, the same in both generations. A value that is not listed is
+#: refused: nobody has said how to express it.
+_COMMON: dict[tuple[str, str], Capability] = {
+    ("attention.kind", "MHA"): _NATIVE,
+    ("attention.kind", "GQA"): _NATIVE,
+    ("attention.kind", "MQA"): _NATIVE,
+    ("attention.scale", "1/sqrt(head_dim)"): _NATIVE,
+    ("attention.scale", "other"): _NATIVE,
+    ("attention.window", "none"): _NATIVE,
+    ("attention.window", "all layers"): _NATIVE,
+    ("attention.window", "some layers"): _NATIVE,
+    ("attention.qkv_bias", "none"): _NATIVE,
+    ("attention.qkv_bias", "q, k and v"): _NATIVE,
+    ("attention.qk_norm", "none"): _NATIVE,
+    ("attention.qk_norm", "rmsnorm, head, before_rope"): _NATIVE,
+    ("attention.qk_norm", "rmsnorm, full, before_rope"): _expressed(
+        "query and key norms over the full width are a module of the port"
+    ),
+    ("attention.softcap", "none"): _NATIVE,
+    ("attention.softcap", "set"): _refused("no stock attention backend caps scores"),
+    ("attention.sinks", "none"): _NATIVE,
+    ("attention.qkv_clip", "none"): _NATIVE,
+    ("position.kind", "rope"): _NATIVE,
+    ("position.kind", "learned"): _expressed("learned positions are added in the port's model"),
+    ("position.style", "neox"): _NATIVE,
+    ("position.style", "interleaved"): _NATIVE,
+    ("position.scaling", "none"): _NATIVE,
+    ("position.scaling", "linear"): _NATIVE,
+    ("position.scaling", "llama3"): _NATIVE,
+    ("position.scaling", "longrope"): _NATIVE,
+    ("norm.kind", "rmsnorm"): _NATIVE,
+    ("norm.kind", "rmsnorm 1+w"): _NATIVE,
+    ("norm.kind", "layernorm"): _NATIVE,
+    ("norm.kind", "layernorm without bias"): _NATIVE,
+    ("norm.kind", "none"): _NATIVE,
+    ("block.placement", "pre"): _NATIVE,
+    ("block.placement", "post"): _expressed("residual additions are written out in the layer"),
+    ("block.placement", "parallel, one norm"): _expressed("the parallel block is written out"),
+    ("block.placement", "parallel, two norms"): _expressed("the parallel block is written out"),
+    ("block.placement", "branch_output"): _expressed("norms on branch outputs are written out"),
+    ("block.placement", "sandwich"): _expressed("norms on branch outputs are written out"),
+    ("block.coefficient", "none"): _NATIVE,
+    ("mlp.kind", "gated silu"): _NATIVE,
+    ("mlp.kind", "gated gelu"): _expressed("the gated activation is a function of the port"),
+    ("mlp.kind", "gated gelu_tanh"): _expressed("the gated activation is a function of the port"),
+    ("mlp.kind", "gated relu"): _expressed("the gated activation is a function of the port"),
+    ("mlp.kind", "plain silu"): _NATIVE,
+    ("mlp.kind", "plain gelu"): _NATIVE,
+    ("mlp.kind", "plain gelu_tanh"): _NATIVE,
+    ("mlp.kind", "plain relu"): _NATIVE,
+    ("mlp.kind", "plain relu2"): _NATIVE,
+    ("mlp.bias", "none"): _NATIVE,
+    ("mlp.bias", "all"): _NATIVE,
+    ("embedding.multiplier", "none"): _NATIVE,
+    ("embedding.multiplier", "set"): _expressed("the embedding's factor is applied in the model"),
+    ("embedding.projection", "none"): _NATIVE,
+    ("embedding.projection", "linear"): _expressed("the embedding is projected in the model"),
+    ("head.bias", "none"): _NATIVE,
+    ("head.multiplier", "none"): _NATIVE,
+    ("head.multiplier", "set"): _expressed("logits are scaled after the head"),
+    ("head.softcap", "none"): _NATIVE,
+    ("quantization", "none"): _NATIVE,
+}
+
+#: What one generation alone expresses differently.
+_ONLY: dict[str, dict[tuple[str, str], Capability]] = {"1.2": {}, "1.4": {}}
+
+
+def capability(generation: str, axis: str, value: str) -> Capability:
+    """What `generation` makes of `value` on `axis`; refused where nothing is known."""
+    unknown = _refused(f"no way to express {value!r} is known yet")
+    found = _ONLY[generation].get((axis, value), _COMMON.get((axis, value), unknown))
+    return found
+
+
+def worst(found: Iterable[Capability]) -> Level:
+    """The level of a whole port."""
+    return max((each.level for each in found), default=Level.native)

@@ -1,0 +1,260 @@
+"""Hand-written specs that span the dense axes, so that plan and template are tested alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from trtllm_scaffold.spec import (
+    AttentionSpec,
+    BlockSpec,
+    CheckpointSpec,
+    EmbeddingSpec,
+    HeadSpec,
+    LayerKind,
+    LearnedSpec,
+    MlpSpec,
+    ModelSpec,
+    NormSpec,
+    PositionSpec,
+    QKNormSpec,
+    Quantity,
+    RopeScaling,
+    RopeSpec,
+    TensorSpec,
+)
+
+
+def key(name: str, value: float) -> Quantity:
+    return Quantity(value, f"config.{name}")
+
+
+HIDDEN, HEADS, KV, HEAD_DIM, WIDTH, LAYERS, VOCAB = 64, 4, 2, 16, 96, 3, 199
+RMS = NormSpec("rmsnorm", key("rms_norm_eps", 1e-5))
+LAYERNORM = NormSpec("layernorm", key("layer_norm_eps", 1e-5), bias=True)
+PRE = dict(attention_input_norm="input_layernorm", mlp_input_norm="post_attention_layernorm")
+
+
+def block(norm: NormSpec, *, parallel: bool = False, **names: str) -> BlockSpec:
+    named = tuple((name, norm) for name in dict.fromkeys(names.values()))
+    return BlockSpec(parallel, named, **names)
+
+
+def separate(prefix: str = "model.") -> tuple[TensorSpec, ...]:
+    """A llama-like checkpoint: every projection by itself."""
+    layer = prefix + "layers.{i}."
+    rows = {"q": HEADS * HEAD_DIM, "k": KV * HEAD_DIM, "v": KV * HEAD_DIM}
+    tensors = [
+        TensorSpec(
+            prefix + "embed_tokens.weight",
+            (VOCAB, HIDDEN),
+            ("embedding.weight",),
+            per_layer=False,
+        )
+    ]
+    for part, width in rows.items():
+        tensors.append(
+            TensorSpec(
+                f"{layer}self_attn.{part}_proj.weight",
+                (width, HIDDEN),
+                (f"attention.{part}.weight",),
+            )
+        )
+    tensors += [
+        TensorSpec(
+            f"{layer}self_attn.o_proj.weight", (HIDDEN, HEADS * HEAD_DIM), ("attention.o.weight",)
+        ),
+        TensorSpec(f"{layer}mlp.gate_proj.weight", (WIDTH, HIDDEN), ("mlp.gate.weight",)),
+        TensorSpec(f"{layer}mlp.up_proj.weight", (WIDTH, HIDDEN), ("mlp.up.weight",)),
+        TensorSpec(f"{layer}mlp.down_proj.weight", (HIDDEN, WIDTH), ("mlp.down.weight",)),
+        TensorSpec(
+            f"{layer}input_layernorm.weight", (HIDDEN,), ("norm.input_layernorm.weight",)
+        ),
+        TensorSpec(
+            f"{layer}post_attention_layernorm.weight",
+            (HIDDEN,),
+            ("norm.post_attention_layernorm.weight",),
+        ),
+        TensorSpec(f"{prefix}norm.weight", (HIDDEN,), ("final_norm.weight",), per_layer=False),
+        TensorSpec("lm_head.weight", (VOCAB, HIDDEN), ("head.weight",), per_layer=False),
+    ]
+    return tuple(tensors)
+
+
+def llama(**changes: object) -> ModelSpec:
+    attention = AttentionSpec(
+        key("num_attention_heads", HEADS),
+        key("num_key_value_heads", KV),
+        Quantity(HEAD_DIM, "config.hidden_size // config.num_attention_heads"),
+        q_bias=False,
+        k_bias=False,
+        v_bias=False,
+        o_bias=False,
+        scale=Quantity(HEAD_DIM**-0.5, "config.head_dim ** -0.5"),
+    )
+    spec = ModelSpec(
+        source="config.json",
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        config_class=("LlamaConfig", "transformers"),
+        hidden_size=key("hidden_size", HIDDEN),
+        num_hidden_layers=key("num_hidden_layers", LAYERS),
+        vocab_size=key("vocab_size", VOCAB),
+        max_position_embeddings=key("max_position_embeddings", 64),
+        dtype="bfloat16",
+        layer_kinds=(
+            LayerKind(
+                attention,
+                MlpSpec("gated", "silu", key("intermediate_size", WIDTH), False, False),
+                block(RMS, **PRE),
+            ),
+        ),
+        layer_pattern=(0,) * LAYERS,
+        position=PositionSpec(
+            "rope", RopeSpec("neox", key("head_dim", HEAD_DIM), Quantity(10000.0, ""))
+        ),
+        embedding=EmbeddingSpec(key("hidden_size", HIDDEN)),
+        head=HeadSpec(RMS, tied=False),
+        checkpoint=CheckpointSpec(separate(), base_prefix="model."),
+        quantization=None,
+        proven=True,
+        evidence=(),
+    )
+    return dataclasses.replace(spec, **changes)
+
+
+def with_layer(spec: ModelSpec, **parts: object) -> ModelSpec:
+    return dataclasses.replace(spec, layer_kinds=(dataclasses.replace(spec.layer, **parts),))
+
+
+def with_attention(spec: ModelSpec, **parts: object) -> ModelSpec:
+    return with_layer(spec, attention=dataclasses.replace(spec.layer.attention, **parts))
+
+
+def _gemma() -> ModelSpec:
+    norm = dataclasses.replace(RMS, plus_one=True)
+    spec = with_layer(
+        llama(),
+        block=block(norm, **PRE),
+        mlp=MlpSpec("gated", "gelu_tanh", key("intermediate_size", WIDTH), False, False),
+    )
+    return dataclasses.replace(
+        spec,
+        embedding=EmbeddingSpec(
+            key("hidden_size", HIDDEN), Quantity(8.0, "config.hidden_size ** 0.5")
+        ),
+        head=HeadSpec(norm, tied=True),
+    )
+
+
+def _fused_checkpoint(layout: str, transposed: bool) -> CheckpointSpec:
+    kept = [t for t in separate() if ".self_attn." not in t.name or ".o_proj" in t.name]
+    shape = (HIDDEN, 3 * HIDDEN) if transposed else (3 * HIDDEN, HIDDEN)
+    roles = tuple(f"attention.{part}.weight" for part in "qkv")
+    fused = TensorSpec("model.layers.{i}.attn.qkv.weight", shape, roles, layout, transposed)
+    return CheckpointSpec((*kept, fused), (("model.layers.{i}.attn.bias", "causal mask"),))
+
+
+def _gpt2() -> ModelSpec:
+    spec = with_layer(
+        llama(),
+        block=block(LAYERNORM, attention_input_norm="ln_1", mlp_input_norm="ln_2"),
+        mlp=MlpSpec("plain", "gelu_tanh", Quantity(96, "4 * config.hidden_size"), True, True),
+    )
+    spec = with_attention(spec, q_bias=True, k_bias=True, v_bias=True, o_bias=True)
+    return dataclasses.replace(
+        spec,
+        position=PositionSpec("learned", learned=LearnedSpec(0, key("n_positions", 64))),
+        head=HeadSpec(LAYERNORM, tied=True),
+        checkpoint=_fused_checkpoint("rows", transposed=True),
+    )
+
+
+def _opt_350m() -> ModelSpec:
+    spec = _gpt2()
+    names = dict(post_attention_norm="self_attn_layer_norm", post_mlp_norm="final_layer_norm")
+    spec = with_layer(
+        spec,
+        block=block(LAYERNORM, **names),
+        mlp=MlpSpec("plain", "relu", key("ffn_dim", WIDTH), True, True),
+    )
+    return dataclasses.replace(
+        spec,
+        position=PositionSpec("learned", learned=LearnedSpec(2, Quantity(66, ""))),
+        embedding=EmbeddingSpec(key("word_embed_proj_dim", 32), projection=True),
+        head=HeadSpec(None, tied=True, projection=True),
+    )
+
+
+def _neox() -> ModelSpec:
+    spec = with_layer(
+        llama(),
+        block=block(LAYERNORM, parallel=True, **PRE),
+        mlp=MlpSpec("plain", "gelu", key("intermediate_size", WIDTH), True, True),
+    )
+    rope = RopeSpec("neox", Quantity(4, ""), Quantity(10000.0, ""))
+    return dataclasses.replace(
+        spec,
+        position=PositionSpec("rope", rope),
+        head=HeadSpec(LAYERNORM, tied=False),
+        checkpoint=_fused_checkpoint("per_head", transposed=False),
+    )
+
+
+def _cohere() -> ModelSpec:
+    norm = dataclasses.replace(LAYERNORM, bias=False)
+    names = dict(attention_input_norm="input_layernorm", mlp_input_norm="input_layernorm")
+    rope = RopeSpec("interleaved", key("head_dim", HEAD_DIM), Quantity(10000.0, ""))
+    return dataclasses.replace(
+        with_layer(llama(), block=block(norm, parallel=True, **names)),
+        position=PositionSpec("rope", rope),
+        head=HeadSpec(norm, tied=True, multiplier=key("logit_scale", 0.0625)),
+    )
+
+
+def _olmo2() -> ModelSpec:
+    names = dict(
+        attention_output_norm="post_attention_layernorm", mlp_output_norm="post_feedforward_norm"
+    )
+    spec = with_layer(llama(), block=block(RMS, **names))
+    return with_attention(spec, qk_norm=QKNormSpec(RMS, "full"))
+
+
+def _scaled(kind: str, **parameters: object) -> ModelSpec:
+    scaling = RopeScaling(kind, tuple(parameters.items()))
+    rope = RopeSpec("neox", key("head_dim", HEAD_DIM), Quantity(10000.0, ""), scaling)
+    return llama(position=PositionSpec("rope", rope))
+
+
+def _falcon() -> ModelSpec:
+    names = dict(attention_input_norm="ln_attn", mlp_input_norm="ln_mlp")
+    spec = with_layer(_neox(), block=block(LAYERNORM, parallel=True, **names))
+    return dataclasses.replace(spec, checkpoint=_fused_checkpoint("per_group", False))
+
+
+#: Name -> spec.
+SPECS: dict[str, ModelSpec] = {
+    "llama": llama(),
+    "llama3": _scaled(
+        "llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=16,
+    ),
+    "longrope": _scaled(
+        "longrope",
+        short_factor=(1.0,) * 8,
+        long_factor=(2.0,) * 8,
+        original_max_position_embeddings=16,
+    ),
+    "mistral": with_attention(llama(), window=key("sliding_window", 8)),
+    "qwen2": with_attention(llama(), q_bias=True, k_bias=True, v_bias=True),
+    "qwen3": with_attention(llama(), qk_norm=QKNormSpec(RMS, "head")),
+    "gemma": _gemma(),
+    "gpt2": _gpt2(),
+    "gpt_neox": _neox(),
+    "opt_350m": _opt_350m(),
+    "falcon_40b": _falcon(),
+    "cohere": _cohere(),
+    "olmo2": _olmo2(),
+}
