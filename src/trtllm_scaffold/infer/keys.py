@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 #: Role (the canonical name of transformers) -> the keys that families use for it.
 SYNONYMS: dict[str, tuple[str, ...]] = {
@@ -49,12 +49,12 @@ SCALAR_PARTS = ("scalar", "scale", "scaling", "multiplier", "softcap", "theta", 
 FRACTIONS = ("partial_rotary_factor", "rotary_pct")
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether `value` is an int or a float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def is_size(value: Any) -> bool:
+def is_size(value: Any) -> TypeGuard[int]:
     """Whether `value` is a positive int."""
     return is_number(value) and isinstance(value, int) and value > 0
 

@@ -160,7 +160,7 @@ def _check_value(name: str, value: Any) -> None:
     plain = all(isinstance(item, int | float | bool) for item in items)
     if not plain and not isinstance(value, str):
         raise InputError(
-            f"the rope setting {name} is {value!r}; it must be a number, a list of numbers or a word",
+            f"the rope setting {name} is {value!r}; it must be numbers or a word",
             where=f"config.json: {name}",
         )
 

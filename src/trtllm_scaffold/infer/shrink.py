@@ -55,7 +55,7 @@ def shrink(
     config = build_config(source, classes)
     full = {**source, **effective(config)}
     attribute_map = dict(getattr(config, "attribute_map", None) or {})
-    real = _real(full, source, attribute_map, rope_parameters(config))
+    real = _real(full, attribute_map, rope_parameters(config))
     sizes = tiny_sizes(real, style, variant)
     kept = kept_layers(real.layer_rows, BASES[style, variant].layers)
 
@@ -72,7 +72,6 @@ def shrink(
 
 def _real(
     full: Mapping[str, Any],
-    source: Mapping[str, Any],
     attribute_map: Mapping[str, str],
     rope: Mapping[str, Any],
 ) -> Real:
@@ -120,7 +119,7 @@ def _size_edits(
                 edits[key] = size
     if is_size(full.get(ORIGINAL)):
         edits[ORIGINAL] = sizes[ORIGINAL]
-    known = {real.sizes[role]: sizes[role] for role in reversed(sizes) if role in real.sizes}
+    known = {real.sizes[role]: sizes[role] for role in reversed([*sizes]) if role in real.sizes}
     for key, value in full.items():
         if key in ROLE_OF or key in edits or is_token(key) or not is_size(value):
             continue
@@ -149,7 +148,8 @@ def _layer_edits(
             if key in source or len({json.dumps(item) for item in value}) > 1:
                 role = ROLE_OF.get(key)
                 cut = [value[index] for index in kept]
-                edits[key] = cut if role not in sizes else [sizes[role] if v else v for v in cut]
+                size = sizes.get(role) if role else None
+                edits[key] = [size if size and v else v for v in cut]
         elif is_size(value) and key not in ROLE_OF and ("layers" in key or "first_k" in key):
             if key in source:
                 edits[key] = sum(index < value for index in kept)

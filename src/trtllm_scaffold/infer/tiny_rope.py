@@ -89,7 +89,7 @@ def _odd_thetas(
 ) -> None:
     """Set every theta that the file holds; where it holds none, the class's default."""
     index = 0
-    for place in _places(edits, source):
+    for place in _places(edits):
         for key in _THETAS:
             held = place.get(key, source.get(key) if place is edits else None)
             if is_number(held):
@@ -105,7 +105,7 @@ def _odd_fractions(
     edits: dict[str, Any], source: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> None:
     width = sizes["effective_head_dim"]
-    for place in _places(edits, source):
+    for place in _places(edits):
         for key in FRACTIONS:
             held = place.get(key, source.get(key) if place is edits else None)
             if not is_number(held) or held == 1.0:
@@ -114,7 +114,7 @@ def _odd_fractions(
             place[key] = next(fits, held)
 
 
-def _places(edits: dict[str, Any], source: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _places(edits: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the dicts that may hold a rope setting: the top level and its rope dicts."""
     dicts = [edits[key] for key in ("rope_scaling", "rope_parameters") if key in edits]
     nested = [value for d in dicts for value in d.values() if isinstance(value, dict)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trtllm_scaffold.errors import InputError
-from trtllm_scaffold.infer.keys import is_size, keys_of
+from trtllm_scaffold.infer.keys import SYNONYMS, is_size, keys_of
 from trtllm_scaffold.infer.normalize import ORIGINAL
 
 Style = Literal["odd", "published"]
@@ -56,7 +56,7 @@ BASES: dict[tuple[str, int], Base] = {
     ("published", 0): Base((32, 40, 64, 48), 4, 2, 176, 131, 3, 96, 32, 5, 112),
     ("published", 1): Base((64, 80, 96), 8, 4, 208, 139, 4, 112, 28, 6, 144),
     ("odd", 0): Base((24, 20, 28, 36), 4, 2, 148, 137, 3, 72, 24, 5, 84),
-    ("odd", 1): Base((40, 44, 48, 56), 6, 3, 212, 157, 4, 104, 28, 7, 124),
+    ("odd", 1): Base((40, 44, 48, 56), 8, 3, 212, 157, 4, 104, 28, 7, 124),
 }
 
 
@@ -71,23 +71,13 @@ def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dic
         InputError: The sizes without which no decoder can be built are missing.
     """
     found = {}
-    for role in (
-        "hidden_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "intermediate_size",
-        "num_hidden_layers",
-        "vocab_size",
-        "max_position_embeddings",
-        "embedding_size",
-        "sliding_window",
-        "rotary_dim",
-    ):
-        values = [full.get(key) for key in keys_of(role, attribute_map)]
-        size = next((max(v) if _sizes(v) else v for v in values if is_size(v) or _sizes(v)), None)
-        if size is not None:
-            found[role] = size
+    for role in SYNONYMS:
+        for key in reversed(keys_of(role, attribute_map)):
+            value = full.get(key)
+            if isinstance(value, list) and value and all(is_size(item) for item in value):
+                found[role] = max(value)  # one size a layer
+            elif is_size(value):
+                found[role] = value
     for role in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
         if role not in found:
             raise InputError(
@@ -96,10 +86,6 @@ def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dic
                 hint="looked for " + ", ".join(keys_of(role, attribute_map)),
             )
     return found
-
-
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(is_size(item) for item in value)
 
 
 def tiny_sizes(real: Real, style: Style, variant: int) -> dict[str, int]:

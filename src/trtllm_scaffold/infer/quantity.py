@@ -1,0 +1,288 @@
+"""Finds the configuration key, or the short expression, that yields an observed number."""
+
+from __future__ import annotations
+
+import keyword
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.keys import SYNONYMS, is_inert, is_number, is_token
+from trtllm_scaffold.infer.normalize import ROPE_KEYS, is_per_layer_type, rope_parameters
+from trtllm_scaffold.spec.quantity import Quantity
+
+Number = int | float
+_Candidates = Iterator[tuple[str, tuple[Number, ...]]]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A shape of expression over one or two attributes.
+
+    Attributes:
+        text: The expression, with ``{0}`` and ``{1}`` for attribute names.
+        value: The same as a function of the attributes' values; None where it makes no sense.
+        exact: Whether integers give an integer, so that it may stand for a size.
+    """
+
+    text: str
+    value: Callable[..., Number | None]
+    exact: bool
+
+
+def _power(base: Number, exponent: float) -> float | None:
+    return base**exponent if base > 0 else None
+
+
+def _ratio(a: Number, b: Number) -> float | None:
+    return a / b if b else None
+
+
+def _whole(a: Number, b: Number) -> int | None:
+    """Return a / b where both are integers and b divides a."""
+    if isinstance(a, int) and isinstance(b, int) and b > 0 and a % b == 0:
+        return a // b
+    return None
+
+
+def _whole_power(a: Number, b: Number) -> float | None:
+    ratio = _whole(a, b)
+    return _power(ratio, -0.5) if ratio else None
+
+
+def _small(n: int) -> tuple[_Form, ...]:
+    return (
+        _Form(f"{n} * config.{{0}}", lambda a: n * a, True),
+        _Form(f"config.{{0}} + {n}", lambda a: a + n, True),
+        _Form(f"config.{{0}} // {n}", lambda a: _whole(a, n), True),
+    )
+
+
+_ONE = (
+    _Form("config.{0}", lambda a: a, True),
+    _Form("1 / config.{0}", lambda a: _ratio(1, a), False),
+    _Form("config.{0} ** 0.5", lambda a: _power(a, 0.5), False),
+    _Form("config.{0} ** -0.5", lambda a: _power(a, -0.5), False),
+)
+_TWO = (
+    _Form("config.{0} // config.{1}", _whole, True),
+    _Form("(config.{0} // config.{1}) ** -0.5", _whole_power, False),
+)
+#: Small integers, from 2: times, plus, then divided by.
+_INTEGER = tuple(form for kind in zip(*map(_small, range(2, 9)), strict=True) for form in kind)
+_LAST = (
+    _Form("config.{0} * config.{1}", lambda a, b: a * b, True),
+    _Form("config.{0} / config.{1}", _ratio, False),
+    _Form("config.{0} / config.{1} ** 0.5", lambda a, b: _ratio(a, abs(b) ** 0.5), False),
+)
+
+
+class Fitter:
+    """Attributes numbers seen in tiny models to keys of their configurations.
+
+    Args:
+        tiny_configs: The configuration objects of the traced models, the two odd variants: they
+            differ in every size and scalar.
+        real_config: The configuration object of the real model.
+    """
+
+    def __init__(self, tiny_configs: Sequence[Any], real_config: Any) -> None:
+        self._configs = (*tiny_configs, real_config)
+        self._tiny_count = len(tiny_configs)
+        self._columns = {name: self._column(name) for name in _attributes(self._configs)}
+        self._columns = {
+            name: column
+            for name, column in self._columns.items()
+            if all(is_number(value) for value in column)
+        }
+
+    def _column(self, name: str) -> tuple[Any, ...]:
+        return tuple(getattr(config, name, None) for config in self._configs)
+
+    def fit(
+        self,
+        fact: str,
+        values: Sequence[Number],
+        *,
+        hints: Sequence[str] = (),
+        rtol: float = 1e-5,
+    ) -> Quantity:
+        """Return the simplest expression that yields `values` on the tiny configurations.
+
+        The order, and so the choice where several fit: a hinted attribute, its inverse, root or
+        inverse root; a constant; any attribute and the same forms of it; quotients of two; a
+        small integer with one; products and ratios of two. Among attributes: hints, then the
+        sizes in the order of `keys.SYNONYMS` by their canonical names, then those the class
+        declares, then extra keys of the file.
+
+        The expression works on the configuration objects of both transformers generations. Rope
+        settings move between them, so ``position.rope.theta`` and a rotated width that is not a
+        plain attribute come back with an empty expression: the port's own reader gives them.
+
+        Args:
+            fact: Dotted name; its first part is the axis of a refusal.
+            values: One observed number per tiny configuration. Integers must match exactly.
+            hints: Attribute names, or expressions of the forms above, to try first.
+            rtol: Relative tolerance for observed floats.
+
+        Raises:
+            Refused: Nothing fits.
+        """
+        observed = tuple(values)
+        if len(observed) != self._tiny_count:
+            raise ValueError(f"{len(observed)} values for {self._tiny_count} tiny configurations")
+        if fact.startswith("position.rope."):
+            rope = self._rope(fact, observed, hints, rtol)
+            if rope is not None:
+                return rope
+        for expr, column in self._candidates(observed, hints, rtol):
+            if all(_same(c, v, rtol) for c, v in zip(column, observed, strict=False)):
+                return Quantity(value=column[-1], expr=expr)
+        shown = " and ".join(f"{value:g}" for value in observed)
+        raise Refused(
+            fact.split(".")[0],
+            f"no configuration key explains {fact}, which is {shown} in two tiny models",
+            where="trace",
+        )
+
+    def _candidates(
+        self, observed: tuple[Number, ...], hints: Sequence[str], rtol: float
+    ) -> _Candidates:
+        names = list(self._columns)
+        hinted = [name for name in hints if name in self._columns]
+        exact = all(isinstance(value, int) for value in observed)
+        constant = all(_same(value, observed[0], rtol) for value in observed)
+        yield from self._single(_ONE, hinted, exact)
+        yield from self._written(hints, exact)
+        if constant and self._tiny_count > 1:
+            yield _constant(observed[0], rtol, len(self._configs))
+        names = [*hinted, *(name for name in names if name not in hinted)]
+        yield from self._single(_ONE, names, exact)
+        yield from self._pairs(_TWO, names, exact)
+        yield from self._single(_INTEGER, names, exact)
+        yield from self._pairs(_LAST, names, exact)
+        if constant:
+            yield _constant(observed[0], rtol, len(self._configs))
+
+    def _single(self, forms: Sequence[_Form], names: Sequence[str], exact: bool) -> _Candidates:
+        for form in forms:
+            for name in names:
+                yield from self._evaluated(form, (name,), exact)
+
+    def _pairs(self, forms: Sequence[_Form], names: Sequence[str], exact: bool) -> _Candidates:
+        for form in forms:
+            for pair in permutations(names, 2):
+                yield from self._evaluated(form, pair, exact)
+
+    def _written(self, hints: Sequence[str], exact: bool) -> _Candidates:
+        """Yield the expressions among the hints, where they are of a known form."""
+        for hint in hints:
+            names = tuple(re.findall(r"config\.(\w+)", hint))
+            if not names or any(name not in self._columns for name in names):
+                continue
+            for form in (*_ONE, *_TWO, *_INTEGER, *_LAST):
+                if form.text.count("{") == len(names) and form.text.format(*names) == hint:
+                    yield from self._evaluated(form, names, exact)
+
+    def _evaluated(self, form: _Form, names: tuple[str, ...], exact: bool) -> _Candidates:
+        if exact and not form.exact:
+            return
+        column: list[Number] = []
+        for operands in zip(*(self._columns[name] for name in names), strict=True):
+            try:
+                value = form.value(*operands)
+            except (OverflowError, ZeroDivisionError):
+                return
+            if value is None or not math.isfinite(value):
+                return
+            column.append(value)
+        yield form.text.format(*names), tuple(column)
+
+    def _rope(
+        self, fact: str, observed: tuple[Number, ...], hints: Sequence[str], rtol: float
+    ) -> Quantity | None:
+        """Return a rope number that the settings themselves give, or None."""
+        settings = [rope_parameters(config) for config in self._configs]
+        kinds = list(settings[-1]) if is_per_layer_type(settings[-1]) else [""]
+        for kind in sorted(kinds, key=lambda name: name not in hints):
+            entries = [s.get(kind, {}) if kind else s for s in settings]
+            if fact.endswith(".theta"):
+                column = [entry.get("rope_theta") for entry in entries]
+            else:
+                column = [
+                    _rotated(config, entry)
+                    for config, entry in zip(self._configs, entries, strict=True)
+                ]
+            numbers = [value for value in column if is_number(value)]
+            if len(numbers) == len(column) and all(
+                _same(n, v, rtol) for n, v in zip(numbers, observed, strict=False)
+            ):
+                return Quantity(value=numbers[-1], expr="")
+        return None
+
+
+def _rotated(config: Any, entry: dict[str, Any]) -> int | None:
+    """Return the rotated width where only a part of the head is rotated, else None."""
+    fraction = entry.get("partial_rotary_factor", 1.0)
+    head_dim = getattr(config, "head_dim", None)
+    if not is_number(head_dim):
+        head_dim = config.hidden_size // config.num_attention_heads
+    return None if fraction == 1.0 else int(head_dim * fraction)
+
+
+def _constant(value: Number, rtol: float, count: int) -> tuple[str, tuple[Number, ...]]:
+    nice = nice_number(value, rtol)
+    return repr(nice), (nice,) * count
+
+
+def nice_number(value: Number, rtol: float) -> Number:
+    """Return the float with the fewest digits within `rtol` of an observed one; ints as is."""
+    if isinstance(value, int):
+        return value
+    for digits in range(1, 17):
+        candidate = float(f"{value:.{digits}g}")
+        if _same(candidate, value, rtol):
+            return candidate
+    return value
+
+
+def _same(left: Number, right: Number, rtol: float) -> bool:
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    return math.isclose(left, right, rel_tol=rtol, abs_tol=0.0)
+
+
+def _attributes(configs: Sequence[Any]) -> list[str]:
+    """Return the attribute names that an expression may use, preferred ones first."""
+    real = configs[-1]
+    canonical = {key: name for name, key in (getattr(real, "attribute_map", None) or {}).items()}
+    listed = [set(config.to_dict()) for config in configs]
+    keys = [key for key in real.to_dict() if all(key in names for names in listed)]
+    names = [canonical.get(key, key) for key in keys]
+    declared = _declared(real)
+    order = {name: index for index, name in enumerate(SYNONYMS)}
+    safe = [
+        name
+        for name in dict.fromkeys(names)
+        if _NAME.fullmatch(name)
+        and not keyword.iskeyword(name)
+        and name not in ROPE_KEYS
+        and not is_token(name)
+        and not is_inert(name)
+    ]
+    return sorted(safe, key=lambda name: (order.get(name, len(order)), name not in declared))
+
+
+def _declared(config: Any) -> set[str]:
+    """Return the names that the class itself knows, as opposed to extra keys of the file."""
+    try:
+        keys = set(type(config)().to_dict())
+    except (TypeError, ValueError, AttributeError, KeyError):  # a class without defaults
+        return set(config.to_dict())
+    return keys | set(getattr(config, "attribute_map", None) or {})
