@@ -41,9 +41,15 @@ def row(module: str, names: str, *, both: str = "", old: str = "", new: str = ""
 CORE: tuple[Row, ...] = (
     row(
         "modules.linear",
-        "Linear TensorParallelMode WeightMode WeightsLoadingConfig load_weight_shard",
+        "Linear",
         both=f"{T}.modules.linear",
     ),
+    row(
+        "weight_shards",
+        "TensorParallelMode WeightMode WeightsLoadingConfig load_weight_shard",
+        both=f"{T}.modules.linear",
+    ),
+    row("lora", "LoraLayer LoraModuleType", both=f"{T}.peft.lora.layer"),
     row("quant_linear", "get_quant_method", both=f"{T}.modules.linear"),
     row("modules.embedding", "Embedding LMHead", both=f"{T}.modules.embedding"),
     row("modules.norms", "RMSNorm", both=f"{T}.modules.rms_norm"),
@@ -104,7 +110,7 @@ CORE: tuple[Row, ...] = (
     row("logger", "logger", both="tensorrt_llm tensorrt_llm.logger"),
     row(
         "utils",
-        "AuxStreamType EventType ActivationType get_model_extra_attrs model_extra_attrs relu2",
+        "AuxStreamType EventType get_model_extra_attrs model_extra_attrs relu2",
         both=f"{T}.utils",
     ),
     row(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ class AuxStreamType(Enum):
     Attention = 1
     MoeShared = 2
     MoeChunkingOverlap = 3
-    MoeBalancer = 4
 
 
 class EventType(Enum):
@@ -41,20 +40,6 @@ class EventType(Enum):
     Attention = 1
     MoeShared = 2
     MoeChunkingOverlap = 3
-    MoeBalancer = 4
-
-
-class ActivationType(IntEnum):
-    """Activations of fused expert kernels."""
-
-    Gelu = 0
-    Relu = 1
-    Silu = 2
-    Swiglu = 3
-    Geglu = 4
-    SwigluBias = 5
-    Identity = 6
-    Relu2 = 7
 
 
 def get_model_extra_attrs() -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Layers of the stand-in: linear, embedding, norms, MLPs, rotary, decoder layer."""
