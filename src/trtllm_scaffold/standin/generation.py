@@ -82,7 +82,7 @@ def contract(
         plain = target.__init__ if is_class else target  # type: ignore[misc]
         held = _Held(symbol, plain, is_class, defaults or {})
         if is_class:
-            target.__init__ = held.wrapper  # type: ignore[misc]
+            target.__init__ = held.wrapper  # type: ignore[misc, method-assign]
             return target
         return held.wrapper  # type: ignore[return-value]
 

@@ -27,8 +27,7 @@ def inverse_frequencies(params: RopeParams) -> tuple[Array, float]:
     Returns:
         ``[dim / 2]`` float32 and the magnitude (1 for all but yarn and longrope).
     """
-    build = _BUILDERS.get(params.scale_type, _plain)
-    return build(params)
+    return _BUILDERS[params.scale_type](params)
 
 
 def cos_sin_table(params: RopeParams, frequencies: Array, magnitude: float) -> Array:
@@ -100,7 +99,7 @@ def _longrope(params: RopeParams) -> tuple[Array, float]:
     plain, _ = _plain(params)
     stretch = params.max_positions / original
     magnitude = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
-    return plain / np.asarray(factors, dtype=np.float32), magnitude
+    return np.divide(plain, np.array(factors, dtype=np.float32), dtype=np.float32), magnitude
 
 
 _BUILDERS = {

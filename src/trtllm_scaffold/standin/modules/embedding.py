@@ -151,7 +151,7 @@ class Embedding(LMHead):
         enable_torch_compile_for_embedding: bool | None = False,
         use_custom_cublas_mm: bool = False,
     ) -> None:
-        options = {"reduce_output": reduce_output} if active() == "1.4" else {}
+        options: dict[str, Any] = {"reduce_output": reduce_output} if active() == "1.4" else {}
         super().__init__(
             num_embeddings,
             embedding_dim,

@@ -35,6 +35,10 @@ class Linear(nn.Module):
         AssertionError: If the cut dimension is not divisible by the tensor-parallel size.
     """
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    input_scale: torch.Tensor | None
+
     def __init__(
         self,
         in_features: int,

@@ -132,15 +132,9 @@ class GatedMLP(nn.Module):
         self.mapping = config.mapping
         mapping = _narrowed(config.mapping, overridden_tp_size)
         local = intermediate_size // mapping.tp_size
-        options: dict[str, Any] = {
-            "bias": bias,
-            "dtype": dtype,
-            "mapping": mapping,
-            "use_cute_dsl_blockscaling_mm": use_cute_dsl_blockscaling_mm,
-            "disable_deep_gemm": disable_deep_gemm,
-            "use_custom_cublas_mm": use_custom_cublas_mm,
-            **_linear_options(config),
-        }
+        options = _linear_options(config, mapping, bias, dtype, use_custom_cublas_mm)
+        options["use_cute_dsl_blockscaling_mm"] = use_cute_dsl_blockscaling_mm
+        options["disable_deep_gemm"] = disable_deep_gemm
         self.gate_up_proj = Linear(
             hidden_size,
             2 * intermediate_size,
@@ -237,13 +231,7 @@ class MLP(nn.Module):
         self.activation = activation
         self.mapping = config.mapping
         mapping = _narrowed(config.mapping, overridden_tp_size)
-        options: dict[str, Any] = {
-            "bias": bias,
-            "dtype": dtype,
-            "mapping": mapping,
-            "use_custom_cublas_mm": use_custom_cublas_mm,
-            **_linear_options(config),
-        }
+        options = _linear_options(config, mapping, bias, dtype, use_custom_cublas_mm)
         self.up_lora = LoraLayer([lora_up_module_type], [intermediate_size // mapping.tp_size])
         self.up_proj = Linear(
             hidden_size,
@@ -283,8 +271,18 @@ class MLP(nn.Module):
         return self.down_proj(self.activation(self.up_proj(x, **keys)), **keys)
 
 
-def _linear_options(config: ModelConfig) -> dict[str, Any]:
+def _linear_options(
+    config: ModelConfig,
+    mapping: Mapping,
+    bias: bool,
+    dtype: torch.dtype | None,
+    use_custom_cublas_mm: bool,
+) -> dict[str, Any]:
     return {
+        "bias": bias,
+        "dtype": dtype,
+        "mapping": mapping,
+        "use_custom_cublas_mm": use_custom_cublas_mm,
         "quant_config": config.get_quant_config(),
         "skip_create_weights_in_init": config.skip_create_weights_in_init,
         "allreduce_strategy": config.allreduce_strategy,

@@ -19,6 +19,8 @@ class RMSNorm(nn.Module):
     ones that is not saved.
     """
 
+    weight: torch.Tensor
+
     def __init__(
         self,
         *,
@@ -81,6 +83,9 @@ class LayerNorm(nn.Module):
 
     Missing weights or biases are buffers of ones or zeros that are not saved.
     """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
 
     def __init__(
         self,
