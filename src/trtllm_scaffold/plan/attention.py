@@ -6,12 +6,6 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
-_SUMMARIES = {
-    "MHA": "Multi-head attention",
-    "GQA": "Grouped-query attention",
-    "MQA": "Multi-query attention: one key-value head for all queries",
-}
-
 
 def _window(spec: ModelSpec) -> tuple[Quantity | None, bool]:
     """The window and whether only some layers have it."""
@@ -48,16 +42,9 @@ def plan_attention(spec: ModelSpec) -> Answers:
     attention = spec.layer.attention
     window, by_layer = _window(spec)
     norm = attention.qk_norm
-    summary = _SUMMARIES[attention.kind]
-    if norm:
-        over = "each head" if norm.scope == "head" else "the full width"
-        summary += f", with queries and keys normalised over {over}"
-    if window:
-        summary += ", over a sliding window" + (" in some layers" if by_layer else "")
     return {
         "attention_kind": attention.kind,
         "attention_base": "QKNormRoPEAttention" if norm and norm.scope == "head" else "Attention",
-        "attention_summary": f"{summary}.",
         "attention_qkv_bias": attention.q_bias,
         "attention_o_bias": attention.o_bias,
         "attention_q_scaling": _q_scaling(spec),

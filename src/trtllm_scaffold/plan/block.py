@@ -5,17 +5,6 @@ from __future__ import annotations
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.spec import BlockSpec, ModelSpec
 
-_SUMMARIES = {
-    "fused": "Attention, then the feed-forward, each behind a norm that adds the residual.",
-    "parallel": "Attention and the feed-forward side by side on the same input.",
-    "sequential": "Attention, then the feed-forward.",
-}
-_POSTS = {
-    "post": "Attention, then the feed-forward, each sum normalised.",
-    "branch_output": "Attention, then the feed-forward, each output normalised before its sum.",
-    "sandwich": "Attention, then the feed-forward, each with a norm before and after it.",
-}
-
 
 def block_form(block: BlockSpec, has_final_norm: bool) -> str:
     """``fused`` (norm(x, residual)), ``parallel`` or ``sequential`` (sums written out)."""
@@ -29,10 +18,8 @@ def block_form(block: BlockSpec, has_final_norm: bool) -> str:
 def plan_block(spec: ModelSpec) -> Answers:
     """Answers of the block axis."""
     block = spec.layer.block
-    form = block_form(block, spec.head.final_norm is not None)
     return {
-        "block_form": form,
-        "block_summary": _POSTS.get(block.placement, _SUMMARIES[form]),
+        "block_form": block_form(block, spec.head.final_norm is not None),
         "block_norms": [name for name, _ in block.norms],
         "attention_input_norm": block.attention_input_norm or "",
         "attention_output_norm": block.attention_output_norm or "",

@@ -9,7 +9,6 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.attention import plan_attention
 from trtllm_scaffold.plan.block import plan_block
-from trtllm_scaffold.plan.differences import differences
 from trtllm_scaffold.plan.embedding import plan_embedding
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
@@ -106,6 +105,5 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
     for axis in (*axes, plan_embedding, plan_head, plan_weights):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))
-    answers["differences"] = differences(answers)
     assert json.loads(json.dumps(answers)) == answers, "answers must be JSON-plain"
     return PortPlan(names, answers, support)
