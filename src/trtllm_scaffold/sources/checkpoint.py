@@ -32,7 +32,8 @@ _BITS = {
 }
 _NAME = re.compile(r"[\x20-\x7e]{1,512}")
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.(safetensors|bin)")
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+BIN_INDEX = "pytorch_model.bin.index.json"
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,13 @@ def read_header(folder: str | Path) -> CheckpointHeader | None:
             outside the folder, or some of the files that it names are missing.
     """
     folder = Path(folder)
-    if (folder / _INDEXES[0]).exists():
-        return _read_indexed(folder, _INDEXES[0])
+    if (folder / SAFETENSORS_INDEX).exists():
+        return _read_indexed(folder, SAFETENSORS_INDEX)
     files = _single_files(folder)
     if files:
         return _merge(folder, files)
-    if (folder / _INDEXES[1]).exists():
-        return _read_indexed(folder, _INDEXES[1])
+    if (folder / BIN_INDEX).exists():
+        return _read_indexed(folder, BIN_INDEX)
     return None
 
 
@@ -107,7 +108,7 @@ def _read_indexed(folder: Path, index: str) -> CheckpointHeader:
     weight_map = _weight_map(path)
     files = sorted(set(weight_map.values()))
     present = [name for name in files if (folder / name).exists()]
-    if not present or index != _INDEXES[0]:
+    if not present or index != SAFETENSORS_INDEX:
         names = {name: TensorInfo(None, None, file) for name, file in weight_map.items()}
         return CheckpointHeader(names)
     if len(present) < len(files):

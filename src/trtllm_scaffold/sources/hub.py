@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,9 @@ from pathlib import Path
 
 from trtllm_scaffold.errors import EnvironmentProblem, InputError, ScaffoldError
 from trtllm_scaffold.sources.checkpoint import (
+    BIN_INDEX,
     MAX_INDEX_BYTES,
+    SAFETENSORS_INDEX,
     CheckpointHeader,
     parse_header,
     read_header,
@@ -28,8 +29,8 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,199}")
 
 _OPTIONAL_FILES = {
     "hf_quant_config.json": MAX_QUANT_BYTES,
-    "model.safetensors.index.json": MAX_INDEX_BYTES,
-    "pytorch_model.bin.index.json": MAX_INDEX_BYTES,
+    SAFETENSORS_INDEX: MAX_INDEX_BYTES,
+    BIN_INDEX: MAX_INDEX_BYTES,
 }
 
 
@@ -91,7 +92,7 @@ def fetch_model_files(hf_id: str, revision: str | None = None) -> HubFiles:
     for name, limit in _OPTIONAL_FILES.items():
         _download(hf_id, name, folder.name, limit)
     header = read_header(folder)
-    if header is None or not header.complete:
+    if not (header and header.complete) and not (folder / SAFETENSORS_INDEX).exists():
         header = _fetch_single_header(hf_id, folder.name) or header
     return HubFiles(folder=folder, commit=folder.name, header=header)
 
@@ -103,12 +104,11 @@ def _place(hf_id: str, revision: str | None) -> str:
 def _download(hf_id: str, name: str, revision: str | None, limit: int) -> Path | None:
     """Return the cached path of one file, or None when the model has no such file."""
     with _mapped_errors(hf_id, revision):
-        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+        from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-        from huggingface_hub.utils import is_offline_mode
 
         try:
-            if not is_offline_mode():
+            if not constants.HF_HUB_OFFLINE:
                 url = hf_hub_url(hf_id, name, revision=revision)
                 size = get_hf_file_metadata(url).size or 0
                 if size > limit:
@@ -118,7 +118,7 @@ def _download(hf_id: str, name: str, revision: str | None, limit: int) -> Path |
                     )
             return Path(hf_hub_download(hf_id, name, revision=revision))
         except LocalEntryNotFoundError:
-            if name != "config.json" and is_offline_mode():
+            if name != "config.json" and constants.HF_HUB_OFFLINE:
                 return None
             raise
         except EntryNotFoundError:
@@ -129,11 +129,10 @@ def _fetch_single_header(hf_id: str, commit: str) -> CheckpointHeader | None:
     """Read the header of a model stored in one file, by a range request."""
     name = "model.safetensors"
     with _mapped_errors(hf_id, commit):
-        from huggingface_hub import parse_safetensors_file_metadata
+        from huggingface_hub import constants, parse_safetensors_file_metadata
         from huggingface_hub.errors import EntryNotFoundError
-        from huggingface_hub.utils import is_offline_mode
 
-        if is_offline_mode():
+        if constants.HF_HUB_OFFLINE:
             return None
         try:
             found = parse_safetensors_file_metadata(hf_id, name, revision=commit)
@@ -159,15 +158,15 @@ def _mapped_errors(hf_id: str, revision: str | None) -> Iterator[None]:
     except ScaffoldError:
         raise
     except ImportError as error:
-        hint = "pip install huggingface_hub"
-        raise EnvironmentProblem("huggingface_hub is missing", hint=hint) from error
+        hint = "pip install 'huggingface_hub>=0.34'"
+        raise EnvironmentProblem(f"the hub's client is unusable: {error}", hint=hint) from error
     except Exception as error:
         raise _translated(error, _place(hf_id, revision)) from None
 
 
 def _translated(error: Exception, place: str) -> ScaffoldError:
     """Return our error for one of huggingface_hub's, by its class or its HTTP status."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     retry = "check the network and HF_ENDPOINT, or give a downloaded folder with --config"
@@ -184,7 +183,7 @@ def _translated(error: Exception, place: str) -> ScaffoldError:
     if isinstance(error, errors.SafetensorsParsingError | errors.HFValidationError):
         return InputError("the hub's answer is malformed", where=place)
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        if constants.HF_HUB_OFFLINE:
             hint = "unset HF_HUB_OFFLINE, or give a downloaded folder with --config"
             problem = "the model is not in the cache and HF_HUB_OFFLINE is set"
             return EnvironmentProblem(problem, where=place, hint=hint)
