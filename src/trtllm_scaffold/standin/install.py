@@ -13,7 +13,7 @@ from types import ModuleType
 
 from trtllm_scaffold.standin import generation as _generation
 from trtllm_scaffold.standin import paths
-from trtllm_scaffold.targets.contract import ROOT, load_contract
+from trtllm_scaffold.targets.contract import GENERATIONS, ROOT, load_contract
 
 RUNTIME_VARIABLE = "TRTLLM_SCAFFOLD_RUNTIME"
 VERSION_SUFFIX = "+standin"
@@ -113,7 +113,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if fullname != ROOT and not fullname.startswith(ROOT + "."):
             return None
         if fullname not in _modules(self.generation):
-            raise ModuleNotFoundError(_absent_module(fullname, self.generation), name=fullname)
+            # No name: the import system hides errors that carry the name of a fromlist entry.
+            raise ModuleNotFoundError(_absent_module(fullname, self.generation))
         origin = f"<stand-in for TensorRT-LLM {self.generation}>"
         return importlib.machinery.ModuleSpec(fullname, self, origin=origin, is_package=True)
 
@@ -151,11 +152,16 @@ def _absent_module(fullname: str, generation: str) -> str:
         return f"{fullname} exists in TensorRT-LLM {generation} but not in its stand-in"
     others = [
         other
-        for other in _generation.GENERATIONS
+        for other in GENERATIONS
         if other != generation and load_contract(other).has_module(fullname)
     ]
-    where = f" (it is a path of {', '.join(others)})" if others else ""
-    return f"TensorRT-LLM {generation} has no module {fullname}{where}"
+    if others:
+        where = ", ".join(others)
+        return f"TensorRT-LLM {generation} has no module {fullname} (it is a path of {where})"
+    parent, _, name = fullname.rpartition(".")
+    if parent in paths.table(generation):
+        return _absent_name(parent, name, generation)
+    return f"TensorRT-LLM {generation} has no module {fullname}"
 
 
 def _absent_name(module: str, name: str, generation: str) -> str:

@@ -93,14 +93,17 @@ CORE: tuple[Row, ...] = (
         both="tensorrt_llm.functional",
     ),
     row("functional", "MoEAllReduceParams", new="tensorrt_llm.functional"),
-    row("functional", "AllReduceParams", both=f"{T}.distributed"),
-    row("functional", "AllReduceFusionOp", both=f"{T}.distributed"),
-    row("functional", "AllReduceStrategy", both=f"{T}.distributed"),
+    row(
+        "functional",
+        "AllReduceParams AllReduceFusionOp AllReduceStrategy",
+        both=f"{T}.distributed",
+    ),
+    row("functional", "MoEAllReduceParams", new=f"{T}.distributed"),
     row("distributed", "AllReduce allgather reducescatter", both=f"{T}.distributed"),
     row("mapping", "Mapping", both="tensorrt_llm tensorrt_llm.mapping"),
     row("model_config", "ModelConfig", both=f"{T}.model_config"),
     row("quantization", "QuantAlgo QuantMode", both="tensorrt_llm.quantization.mode"),
-    row("quantization", "QuantAlgo", both="tensorrt_llm.quantization"),
+    row("quantization", "QuantAlgo QuantMode", both="tensorrt_llm.quantization"),
     row(
         "quantization",
         "QuantConfig",
@@ -110,9 +113,11 @@ CORE: tuple[Row, ...] = (
     row("logger", "logger", both="tensorrt_llm tensorrt_llm.logger"),
     row(
         "utils",
-        "AuxStreamType EventType get_model_extra_attrs model_extra_attrs relu2",
+        "AuxStreamType EventType get_model_extra_attrs model_extra_attrs",
         both=f"{T}.utils",
     ),
+    row("utils", "relu2 gelu_tanh", new=f"{T}.utils"),
+    row("utils", "str_dtype_to_torch mpi_rank mpi_world_size", both="tensorrt_llm"),
     row(
         "utils",
         "str_dtype_to_torch torch_dtype_to_str get_sm_version mpi_rank mpi_world_size mpi_disabled",
@@ -121,9 +126,21 @@ CORE: tuple[Row, ...] = (
 )
 
 
+#: Runtime names that the first reading of the manifests had missed.
+LATE: tuple[Row, ...] = (
+    row(
+        "attention.backends",
+        "VanillaAttention FlashInferAttention",
+        old=f"{T}.attention_backend",
+    ),
+    row("attention.metadata", "VanillaAttentionMetadata", old=f"{T}.attention_backend"),
+    row("llm_args", "KvCacheConfig", both="tensorrt_llm"),
+)
+
+
 def rows() -> tuple[Row, ...]:
     """Rows of the core and of the runtime half."""
-    return CORE + tuple(import_module(f"{HERE}.paths_runtime").RUNTIME)
+    return CORE + LATE + tuple(import_module(f"{HERE}.paths_runtime").RUNTIME)
 
 
 @cache

@@ -62,6 +62,11 @@ def relu2(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x).square()
 
 
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """GELU in its tanh form."""
+    return F.gelu(x, approximate="tanh")
+
+
 def str_dtype_to_torch(dtype: str) -> torch.dtype:
     """The torch dtype named ``dtype``.
 

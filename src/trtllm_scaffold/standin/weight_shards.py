@@ -70,7 +70,8 @@ def load_weight_shard(
     tensor_parallel_rank: int = 0,
     tensor_parallel_mode: TensorParallelMode | None = None,
     device: torch.device | str | None = None,
-) -> torch.Tensor:
+    return_slice_indices: bool = False,
+) -> Any:
     """This rank's part of a checkpoint tensor.
 
     The width is the ceiling of size over ranks, so the last part may be shorter. A row-parallel
@@ -82,6 +83,7 @@ def load_weight_shard(
         tensor_parallel_rank: This rank.
         tensor_parallel_mode: Which dimension is cut; None keeps the tensor whole.
         device: Where to put the part; None leaves it.
+        return_slice_indices: Whether to return ``(part, slices)``.
 
     Raises:
         ValueError: If ``weight`` is neither.
@@ -94,7 +96,8 @@ def load_weight_shard(
         raise ValueError(f"unsupported weight type: {type(weight)}")
     part = _part(shape, tensor_parallel_size, tensor_parallel_rank, tensor_parallel_mode)
     tensor = weight[part]
-    return tensor if device is None else tensor.to(device)
+    tensor = tensor if device is None else tensor.to(device)
+    return (tensor, part) if return_slice_indices else tensor
 
 
 def _part(

@@ -18,7 +18,13 @@ from trtllm_scaffold.standin.generation import active, contract, only_in
 from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.quant_linear import UnquantizedLinearMethod, get_quant_method
 from trtllm_scaffold.standin.quantization import QuantAlgo, QuantConfig, QuantMode
-from trtllm_scaffold.standin.weight_shards import TensorParallelMode, WeightsLoadingConfig
+from trtllm_scaffold.standin.weight_shards import (
+    TensorParallelMode,
+    WeightMode,
+    WeightsLoadingConfig,
+)
+
+__all__ = ["Linear", "TensorParallelMode", "WeightMode", "WeightsLoadingConfig"]
 
 NVFP4_BACKENDS = ("cutlass", "cublaslt", "cuda_core")
 
