@@ -1,0 +1,232 @@
+"""Reads one layer's attention: heads, biases, scale, window, query-key norm, rotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.algebra import Linear, strip
+from trtllm_scaffold.infer.graph import Value
+from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.norm import NormCall, NormFacts
+from trtllm_scaffold.infer.position import RopeFacts, bias_kind, read_rope
+from trtllm_scaffold.infer.scores import Scores, read_scores, read_window
+from trtllm_scaffold.infer.segments import Chain, follow
+
+Scope = Literal["head", "full", "per_head_weight"]
+When = Literal["before_rope", "after_rope"]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionFacts:
+    """What was observed of one layer's attention.
+
+    Attributes:
+        heads, kv_heads, head_dim, scale, window, softcap, clip: Numbers, see `AttentionSpec`.
+        query, key, value: The way of each operand from its projection.
+        key_columns, value_columns: [kv_heads, head_dim] columns of the projections.
+        output: The output projection.
+        input: What the projections are applied to.
+        rope: The rotation, or None.
+        score_bias: ``alibi`` or ``relative`` where scores get a bias by position.
+        sinks: The parameter of sink logits, or None.
+        norms: The query's and the key's norm.
+        scope, when: See `QKNormSpec`.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None
+    softcap: float | None
+    clip: float | None
+    query: Chain
+    key: Chain
+    value: Chain
+    key_columns: torch.Tensor
+    value_columns: torch.Tensor
+    output: Linear
+    input: Value
+    rope: RopeFacts | None
+    score_bias: str | None
+    sinks: str | None
+    norms: tuple[NormFacts, NormFacts] | None
+    scope: Scope
+    when: When
+
+
+def read_attention(layer: Layer) -> AttentionFacts:
+    """Read one layer's attention.
+
+    Raises:
+        Refused: Part of it has no label.
+    """
+    scores = read_scores(layer)
+    heads = _heads(layer)
+    query = follow(layer, scores.query, heads, "query", transposed=False)
+    key = follow(layer, scores.key, heads, "key", transposed=True)
+    value = follow(layer, layer.context.args[-1], heads, "value", transposed=False)
+    key_columns = _kv_columns(layer, key, heads)
+    value_columns = _kv_columns(layer, value, heads)
+    _check_value(layer, value, key_columns, value_columns, query)
+    rope = _rope(layer, query, key)
+    norms, scope, when = _norms(layer, query, key)
+    clips = {query.clip, key.clip, value.clip}
+    if len(clips) > 1:
+        raise _refused(layer, f"q, k and v are clipped differently: {sorted(map(str, clips))}")
+    return AttentionFacts(
+        heads=heads,
+        kv_heads=key_columns.shape[0],
+        head_dim=query.columns.shape[1],
+        scale=_scale(layer, scores, query, key, rope),
+        window=read_window(layer),
+        softcap=scores.softcap,
+        clip=query.clip,
+        query=query,
+        key=key,
+        value=value,
+        key_columns=key_columns,
+        value_columns=value_columns,
+        output=_output(layer, heads),
+        input=_input(layer, query, key, value),
+        rope=rope,
+        score_bias=bias_kind(layer, scores.biases),
+        sinks=None if scores.sinks is None else layer.graph.names[scores.sinks][0],
+        norms=norms,
+        scope=scope,
+        when=when,
+    )
+
+
+def _heads(layer: Layer) -> int:
+    shape = layer.softmax.outputs[0].shape
+    batch, sequence = layer.graph.tokens.shape
+    if len(shape) != 4 or shape[0] != batch or shape[2] != sequence:
+        raise _refused(layer, f"attention weights of shape {list(shape)} are not [batch, heads, q, k]")
+    return shape[1]
+
+
+def _kv_columns(layer: Layer, chain: Chain, heads: int) -> torch.Tensor:
+    """[kv_heads, head_dim]: the distinct heads, each shared by consecutive query heads."""
+    distinct: list[torch.Tensor] = []
+    owner: list[int] = []
+    for head in range(heads):
+        same = [i for i, d in enumerate(distinct) if bool((d == chain.columns[head]).all())]
+        owner.append(same[0] if same else len(distinct))
+        if not same:
+            distinct.append(chain.columns[head])
+    count = len(distinct)
+    if heads % count or owner != [head // (heads // count) for head in range(heads)]:
+        raise _refused(layer, f"{heads} query heads share {count} key-value heads as {owner}")
+    return torch.stack(distinct)
+
+
+def _check_value(
+    layer: Layer, value: Chain, keys: torch.Tensor, values: torch.Tensor, query: Chain
+) -> None:
+    if value.norm is not None:
+        raise _refused(layer, "the value passes a norm")
+    if any(rotation is not None for rotation in value.rotations):
+        raise _refused(layer, "the value is rotated by position")
+    if keys.shape[0] != values.shape[0]:
+        raise _refused(layer, f"{keys.shape[0]} key heads but {values.shape[0]} value heads")
+    if values.shape[1] != query.columns.shape[1]:
+        raise _refused(
+            layer, f"value heads of width {values.shape[1]}, key heads of {query.columns.shape[1]}"
+        )
+    if bool(((value.factors - 1.0).abs() > 1e-6).any()):
+        raise _refused(layer, "the value is multiplied by a constant")
+
+
+def _rope(layer: Layer, query: Chain, key: Chain) -> RopeFacts | None:
+    found = []
+    for chain in (query, key):
+        rotations = [r for r in chain.rotations if r is not None]
+        if len(rotations) > 1:
+            raise _refused(layer, "queries or keys are rotated twice")
+        found.append(read_rope(layer, rotations[0], chain.columns[0]) if rotations else None)
+    first, second = found
+    if first is None or second is None:
+        if first is not second:
+            raise _refused(layer, "only one of queries and keys is rotated")
+        return None
+    if not first.agrees(second):
+        raise _refused(layer, "queries and keys are rotated differently")
+    return first
+
+
+def _scale(
+    layer: Layer, scores: Scores, query: Chain, key: Chain, rope: RopeFacts | None
+) -> float:
+    """The factor on q.k, without the factor that the rotation carries on its dimensions."""
+    q, k = query.factors[0].double(), key.factors[0].double()
+    product = q * k
+    if rope is not None:
+        product = product / rope.amplitude_at(query.columns[0]) ** 2
+    if bool(((product / product[0] - 1.0).abs() > 1e-5).any()):
+        raise _refused(layer, "dimensions of q and k are scaled differently")
+    return scores.factor * float(product.mean())
+
+
+def _norms(
+    layer: Layer, query: Chain, key: Chain
+) -> tuple[tuple[NormFacts, NormFacts] | None, Scope, When]:
+    if query.norm is None or key.norm is None:
+        if query.norm is not key.norm:
+            raise _refused(layer, "only one of queries and keys is normed")
+        return None, "head", "before_rope"
+    width, heads = query.columns.shape[1], query.columns.shape[0]
+    scopes = [_scope(layer, query.norm, width, heads)]
+    scopes.append(_scope(layer, key.norm, width, heads))
+    whens: list[When] = [
+        "after_rope" if any(r is not None for r in chain.rotations[1:]) else "before_rope"
+        for chain in (query, key)
+    ]
+    q, k = query.norm.facts, key.norm.facts
+    alike = (q.kind, q.plus_one, q.weight is None, q.bias is None, abs(q.eps - k.eps) < 1e-3 * q.eps)
+    if alike[:4] != (k.kind, k.plus_one, k.weight is None, k.bias is None) or not (
+        alike[4] or q.eps == k.eps
+    ):
+        raise _refused(layer, f"queries pass a {q.kind} and keys another norm ({k.kind})")
+    if scopes[0] != scopes[1] or whens[0] != whens[1]:
+        raise _refused(layer, f"queries are normed per {scopes[0]}, keys per {scopes[1]}")
+    return (q, k), scopes[0], whens[0]
+
+
+def _scope(layer: Layer, norm: NormCall, head_dim: int, heads: int) -> Scope:
+    if norm.input.shape[-1] == head_dim and heads > 1:
+        return "per_head_weight" if len(norm.facts.weight_shape) == 2 else "head"
+    if norm.input.shape[-1] % head_dim == 0:
+        return "full"
+    raise _refused(layer, f"the norm of q or k spans {norm.input.shape[-1]} numbers")
+
+
+def _output(layer: Layer, heads: int) -> Linear:
+    """The projection that takes the heads' outputs side by side."""
+    context = layer.context.outputs[0]
+    found = [lin for lin in layer.linears.values() if strip(lin.input) is context]
+    if len(found) != 1:
+        raise _refused(
+            layer, "the attention's output does not go straight into one projection",
+            "gates and norms between them are not expressed",
+        )
+    batch, sequence = layer.graph.tokens.shape
+    side_by_side = context.data.unflatten(0, (batch, heads)).transpose(1, 2)
+    if not torch.equal(side_by_side.reshape(batch, sequence, -1), found[0].input.data.reshape(batch, sequence, -1)):
+        raise _refused(layer, "the output projection does not see the heads side by side")
+    return found[0]
+
+
+def _input(layer: Layer, *chains: Chain) -> Value:
+    inputs = {strip(chain.linear.input): None for chain in chains}
+    if len(inputs) != 1:
+        raise _refused(layer, "q, k and v are projected from different values")
+    return next(iter(inputs))
+
+
+def _refused(layer: Layer, problem: str, hint: str = "") -> Refused:
+    return Refused("attention", problem, where=layer.name, hint=hint)

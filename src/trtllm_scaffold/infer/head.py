@@ -1,0 +1,70 @@
+"""Reads the way from the last layer to the logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.algebra import Linear, linear_at, scaled, strip
+from trtllm_scaffold.infer.graph import Graph, Value
+from trtllm_scaffold.infer.norm import NormFacts, NormReader
+
+_HINT = "a final norm, a projection, a factor and a softcap around one linear head are expressed"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadFacts:
+    """What was observed after the last layer.
+
+    Attributes:
+        linear: The head.
+        final_norm: The norm before it, or None.
+        projection: The bias-free linear layer before it, or None.
+        multiplier, softcap: See `HeadSpec`.
+    """
+
+    linear: Linear
+    final_norm: NormFacts | None
+    projection: Linear | None
+    multiplier: float
+    softcap: float | None
+
+
+def read_head(graph: Graph, norms: NormReader, last_output: Value) -> HeadFacts:
+    """Read what the logits are made of.
+
+    Raises:
+        Refused: Something on the way has no label.
+    """
+    value, factor, softcap = graph.result, 1.0, None
+    while linear_at(value := strip(value), graph) is None:
+        inner = scaled(value, graph)
+        if inner is not None:
+            value, factor = inner[0], factor * inner[1]
+        elif value.node is not None and value.node.name == "tanh" and softcap is None:
+            value, factor, softcap = value.node.args[0], 1.0, factor
+        else:
+            raise _refused(value)
+    linear = linear_at(value, graph)
+    assert linear is not None
+    if softcap is not None:
+        factor *= softcap
+    norm, projection = None, None
+    value = linear.input
+    while (value := strip(value)) is not strip(last_output):
+        inner, before = scaled(value, graph), linear_at(value, graph)
+        found = norms.at(value)
+        if found is not None and norm is None:
+            norm, value = found.facts, found.input
+        elif inner is not None and linear.bias is None and norm is None:
+            value, factor = inner[0], factor * inner[1]
+        elif before is not None and projection is None and before.bias is None and norm is None:
+            projection, value = before, before.input
+        else:
+            raise _refused(value)
+    return HeadFacts(linear, norm, projection, factor, softcap)
+
+
+def _refused(value: Value) -> Refused:
+    what = "an input" if value.node is None else (value.node.name or "a hidden change")
+    return Refused("head", f"the logits hold an operation without a label: {what}", hint=_HINT)

@@ -1,0 +1,173 @@
+"""Tells which parameter of the module fills which role, and how it lies in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.algebra import Linear
+from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.block import BlockFacts
+from trtllm_scaffold.infer.embedding import EmbeddingFacts
+from trtllm_scaffold.infer.graph import Graph
+from trtllm_scaffold.infer.head import HeadFacts
+from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.mlp import MlpFacts
+from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.spec.checkpoint import Layout
+
+
+@dataclass(frozen=True)
+class RoleLayout:
+    """What one parameter holds; see `TensorSpec` for the meaning of every field."""
+
+    roles: tuple[str, ...]
+    layout: Layout = "whole"
+    transposed: bool = False
+    per_layer: bool = True
+
+
+#: One part of a linear layer: its role without ``.weight``, and [heads, width] output columns.
+_Part = tuple[str, torch.Tensor]
+
+
+def layer_roles(
+    layer: Layer, attention: AttentionFacts, mlp: MlpFacts, block: BlockFacts
+) -> dict[str, RoleLayout]:
+    """Roles of one layer's parameters, by names relative to the layer.
+
+    Raises:
+        Refused: A projection mixes its parts in a way without a label.
+    """
+    table: dict[str, RoleLayout] = {}
+    parts: dict[Linear, list[_Part]] = {}
+    columns = attention.query.columns, attention.key_columns, attention.value_columns
+    chains = attention.query, attention.key, attention.value
+    for name, chain, column in zip("qkv", chains, columns, strict=True):
+        parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
+    _add(parts, "attention.o", attention.output)
+    if mlp.gate is not None and mlp.gate_columns is not None:
+        parts.setdefault(mlp.gate, []).append(("mlp.gate", mlp.gate_columns[None]))
+    parts.setdefault(mlp.up, []).append(("mlp.up", mlp.up_columns[None]))
+    _add(parts, "mlp.down", mlp.down)
+    for linear, held in parts.items():
+        _put_linear(table, layer, linear, held)
+    for facts in block.norms.values():
+        _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
+    for which, facts in zip("qk", attention.norms or (), strict=False):
+        _put_norm(table, facts, f"attention.{which}_norm")
+    prefix = f"{layer.name}."
+    foreign = [name for name in table if not name.startswith(prefix)]
+    if foreign:
+        raise Refused(
+            "checkpoint", f"{foreign[0]} is used inside a layer but stored outside", where=layer.name
+        )
+    return {name.removeprefix(prefix): role for name, role in table.items()}
+
+
+def model_roles(
+    graph: Graph, embedding: EmbeddingFacts, head: HeadFacts
+) -> dict[str, RoleLayout]:
+    """Roles of the parameters outside the layers, by full names.
+
+    A head that shares the embedding's tensor has an entry of its own under its own name.
+    """
+    table: dict[str, RoleLayout] = {}
+
+    def put(name: str, role: str, transposed: bool = False) -> None:
+        table[name] = RoleLayout((role,), transposed=transposed, per_layer=False)
+
+    names = graph.names[embedding.weight]
+    put(names[0], "embedding.weight")
+    head_names = names[1:] if head.linear.weight is embedding.weight else head.linear.names
+    for name in head_names:
+        put(name, "head.weight", head.linear.transposed)
+    if head.linear.bias is not None:
+        put(head.linear.bias, "head.bias")
+    for role, linear in (("embedding", embedding.projection), ("head", head.projection)):
+        if linear is not None:
+            put(linear.names[0], f"{role}.projection.weight", linear.transposed)
+    if embedding.position_weight is not None:
+        put(graph.names[embedding.position_weight][0], "position.weight")
+    if head.final_norm is not None:
+        for name, part in ((head.final_norm.weight, "weight"), (head.final_norm.bias, "bias")):
+            if name is not None:
+                put(name, f"final_norm.{part}")
+    return table
+
+
+def norm_name(layer: Layer, facts: NormFacts) -> str:
+    """The attribute that holds a norm of the layer, a checked identifier."""
+    name = facts.name.removeprefix(f"{layer.name}.").rpartition(".")[2]
+    if not name.isidentifier():
+        raise Refused("norm", "a norm is no attribute of its layer", where=facts.name)
+    return name
+
+
+def check_all_used(graph: Graph, prefix: str, used: set[str]) -> None:
+    """Refuse a model with parameters that no role explains.
+
+    Args:
+        graph: The forward.
+        prefix: Name of the layer list.
+        used: Names that have a role.
+    """
+    left = [
+        names for value, names in graph.names.items()
+        if value in graph.parameters and not used.intersection(names)
+    ]
+    if left:
+        place = "a layer" if left[0][0].startswith(f"{prefix}.") else "the model"
+        raise Refused(
+            "checkpoint",
+            f"{len(left)} parameters of {place} have no role",
+            where=left[0][0],
+            hint="decoders whose every parameter belongs to a known axis are expressed",
+        )
+
+
+def _add(parts: dict[Linear, list[_Part]], role: str, linear: Linear) -> None:
+    parts.setdefault(linear, []).append((role, torch.arange(linear.rows)[None]))
+
+
+def _put_linear(
+    table: dict[str, RoleLayout], layer: Layer, linear: Linear, held: list[_Part]
+) -> None:
+    held = sorted(held, key=lambda part: int(part[1].min()))
+    layout = _layout(held, linear.rows)
+    if layout is None:
+        raise Refused(
+            "checkpoint",
+            f"the rows of {linear.names[0]} mix {', '.join(role for role, _ in held)} "
+            "in an order without a label",
+            where=layer.name,
+            hint="parts one after another, per head and per key-value group are expressed",
+        )
+    weights = tuple(f"{role}.weight" for role, _ in held)
+    table[linear.names[0]] = RoleLayout(weights, layout, linear.transposed)
+    if linear.bias is not None:
+        table[linear.bias] = RoleLayout(tuple(f"{role}.bias" for role, _ in held), layout)
+
+
+def _layout(held: list[_Part], rows: int) -> Layout | None:
+    columns = [column for _, column in held]
+    if torch.equal(torch.cat([c.flatten() for c in columns]), torch.arange(rows)):
+        return "whole" if len(held) == 1 else "rows"
+    if [role for role, _ in held] != ["attention.q", "attention.k", "attention.v"]:
+        return None
+    queries, keys, values = columns
+    groups = keys.shape[0]
+    grouped = torch.cat(
+        [queries.reshape(groups, -1), keys.reshape(groups, -1), values.reshape(groups, -1)], 1
+    )
+    if not torch.equal(grouped.flatten(), torch.arange(rows)):
+        return None
+    return "per_head" if groups == queries.shape[0] else "per_group"
+
+
+def _put_norm(table: dict[str, RoleLayout], facts: NormFacts, role: str) -> None:
+    for name, part in ((facts.weight, "weight"), (facts.bias, "bias")):
+        if name is not None:
+            table[name] = RoleLayout((f"{role}.{part}",))
