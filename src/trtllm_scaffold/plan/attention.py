@@ -53,5 +53,4 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_fuse_qk_norm": _fuses_qk_norm(spec),
         "qk_norm": norm.scope if norm else "",
         "qk_norm_eps": code(norm.norm.eps if norm else None),
-        "qk_norm_rounds_first": True,
     }

@@ -66,9 +66,7 @@ def separate(prefix: str = "model.") -> tuple[TensorSpec, ...]:
         TensorSpec(f"{layer}mlp.gate_proj.weight", (WIDTH, HIDDEN), ("mlp.gate.weight",)),
         TensorSpec(f"{layer}mlp.up_proj.weight", (WIDTH, HIDDEN), ("mlp.up.weight",)),
         TensorSpec(f"{layer}mlp.down_proj.weight", (HIDDEN, WIDTH), ("mlp.down.weight",)),
-        TensorSpec(
-            f"{layer}input_layernorm.weight", (HIDDEN,), ("norm.input_layernorm.weight",)
-        ),
+        TensorSpec(f"{layer}input_layernorm.weight", (HIDDEN,), ("norm.input_layernorm.weight",)),
         TensorSpec(
             f"{layer}post_attention_layernorm.weight",
             (HIDDEN,),

@@ -1,0 +1,204 @@
+"""The road: sources -> spec -> plan -> port -> proof. What the commands `inspect` and `new` run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.plan import plan_port, port_names, support
+from trtllm_scaffold.render import check_destination, publish, rendered_aside
+from trtllm_scaffold.spec.describe import describe
+from trtllm_scaffold.targets.capability import GENERATIONS
+
+if TYPE_CHECKING:
+    from trtllm_scaffold.plan import Support
+    from trtllm_scaffold.sources import Sources
+    from trtllm_scaffold.sources.hf_class import HFClasses
+    from trtllm_scaffold.spec import ModelSpec
+    from trtllm_scaffold.verify.report import Check
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a model is and how well each generation supports it."""
+
+    spec: ModelSpec
+    model_id: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `inspect --json`."""
+        spec = self.spec
+        evidence: dict[str, list[dict[str, Any]]] = {}
+        for entry in spec.evidence:
+            evidence.setdefault(entry.fact, []).append(entry.to_json())
+        return {
+            "model": {
+                "id": self.model_id,
+                "source": spec.source,
+                "model_type": spec.model_type,
+                "architecture": spec.architecture,
+            },
+            "spec": describe(spec),
+            "evidence": evidence,
+            "proven": spec.proven,
+            "support": {name: support(spec, name).to_json() for name in GENERATIONS},
+        }
+
+
+@dataclass(frozen=True)
+class NewResult:
+    """What `new` made (or would make, in a dry run).
+
+    Attributes:
+        port: Where the port stands.
+        package: Its import name.
+        support: Its support level in the chosen generation.
+        checks: Every check that ran.
+        files: Every file of the port, relative to it.
+    """
+
+    port: Path
+    package: str
+    support: Support
+    checks: tuple[Check, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was checked and nothing failed."""
+        return bool(self.checks) and all(check.status != "failed" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `new --json`."""
+        return {
+            "port": str(self.port),
+            "package": self.package,
+            "support": self.support.to_json(),
+            "checks": [check.to_json() for check in self.checks],
+            "passed": self.passed,
+        }
+
+
+def _classes(sources: Sources, trust_remote_code: bool, allow_unproven: bool = False) -> HFClasses:
+    from trtllm_scaffold.sources.hf_class import resolve_classes
+
+    classes = resolve_classes(
+        sources.raw,
+        sources.folder,
+        trust_remote_code,
+        hf_id=sources.hf_id,
+        commit=sources.commit,
+        where=sources.where,
+    )
+    if classes is None:
+        unproven = " (--allow-unproven: a config alone is not read yet)" if allow_unproven else ""
+        raise Refused(
+            "model_type",
+            f"transformers has no class for {sources.raw.get('model_type')!r}, so nothing can be "
+            f"observed or proven{unproven}",
+            where=sources.where,
+            hint="upgrade transformers, or give --trust-remote-code where the model brings its "
+            "own class",
+        )
+    return classes
+
+
+def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspection:
+    """Infers what the model of `sources` is; nothing is written."""
+    from trtllm_scaffold.infer import infer
+
+    return Inspection(infer(sources, _classes(sources, trust_remote_code)), sources.hf_id)
+
+
+def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
+    """The JSON documents of a port that the CLI owns, by path."""
+    from trtllm_scaffold.infer.shrink import shrink
+
+    layers = spec.num_hidden_layers.value
+    tensors = [
+        {
+            "name": tensor.name,
+            "shape": list(tensor.shape),
+            "layers": layers if tensor.per_layer else None,
+        }
+        for tensor in spec.checkpoint.tensors
+    ]
+    return {
+        "config.json": sources.raw,
+        "checkpoint.json": {"tensors": tensors},
+        "tests/configs/published.json": shrink(sources.raw, classes, style="published"),
+        "tests/configs/odd.json": shrink(sources.raw, classes, style="odd"),
+    }
+
+
+def _proof(port: Path, trtllm: str, progress: Progress) -> list[Check]:
+    from trtllm_scaffold.verify.check import check_port
+    from trtllm_scaffold.verify.prove import prove_port
+
+    progress("checking the port against the API contract and the checkpoint's layout")
+    checks = list(check_port(port, checkpoint=None, trtllm=trtllm))
+    if all(check.status != "failed" for check in checks):
+        report = prove_port(port, tp=(1, 2), trtllm=trtllm, progress=progress)
+        checks += report.checks
+    return checks
+
+
+def new_port(
+    sources: Sources,
+    dest: Path,
+    *,
+    name: str | None = None,
+    package: str | None = None,
+    trtllm: str = "1.2",
+    prove: bool = True,
+    allow_unproven: bool = False,
+    trust_remote_code: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> NewResult:
+    """Infers, plans, renders and proves a port; it appears at `dest` whole, or not at all.
+
+    A port that fails a check is not written: its checks say why.
+
+    Raises:
+        Refused: The model cannot be expressed.
+        InputError: `dest` is not free, or the sources disagree.
+    """
+    check_destination(dest, force=force)
+    classes = _classes(sources, trust_remote_code, allow_unproven)
+    if prove and not dry_run:
+        from trtllm_scaffold.verify.pool import warm_up
+
+        warm_up()
+    from trtllm_scaffold.infer import infer
+
+    progress("reading the architecture off a tiny instance")
+    spec = infer(sources, classes)
+    names = port_names(spec, name, package)
+    plan = plan_port(spec, names, trtllm)
+    progress(f"rendering {names.package}")
+    with rendered_aside(plan.answers, _owned_files(sources, spec, classes), dest) as port:
+        result = NewResult(dest, names.package, plan.support, files=_files(port))
+        if dry_run:
+            return result
+        checks = tuple(_proof(port, trtllm, progress)) if prove else ()
+        result = replace(result, checks=checks)
+        if any(check.status == "failed" for check in checks):
+            progress("nothing was written; --no-prove writes the port unproven, to look at it")
+            return result
+        for cache in port.rglob("__pycache__"):
+            shutil.rmtree(cache)
+        publish(port, dest)
+    return result
+
+
+def _files(port: Path) -> tuple[str, ...]:
+    found = (path for path in port.rglob("*") if path.is_file())
+    return tuple(sorted(str(path.relative_to(port)) for path in found))

@@ -1,0 +1,93 @@
+"""ModelSpec -> the document that `inspect --json` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtllm_scaffold.spec.attention import AttentionSpec
+from trtllm_scaffold.spec.model import ModelSpec
+from trtllm_scaffold.spec.position import PositionSpec
+from trtllm_scaffold.spec.quantity import Quantity
+
+
+def _value(quantity: Quantity | None) -> int | float | None:
+    return quantity.value if quantity else None
+
+
+def _attention(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
+    norm = attention.qk_norm
+    windows = [spec.layer_kinds[kind].attention.window for kind in spec.layer_pattern]
+    biases = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
+    return {
+        "kind": attention.kind,
+        "num_attention_heads": attention.num_attention_heads.value,
+        "num_key_value_heads": attention.num_key_value_heads.value,
+        "head_dim": attention.head_dim.value,
+        "bias": {**biases, "o": attention.o_bias},
+        "scale": attention.scale.value,
+        "window": next((_value(window) for window in windows if window), None),
+        "window_layers": [index for index, window in enumerate(windows) if window],
+        "qk_norm": {"kind": norm.norm.label, "scope": norm.scope, "when": norm.when}
+        if norm
+        else None,
+        "softcap": _value(attention.softcap),
+        "sinks": attention.sinks,
+        "qkv_clip": _value(attention.qkv_clip),
+    }
+
+
+def _position(position: PositionSpec) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": position.kind, "style": None}
+    if position.rope:
+        rope = position.rope
+        scaling = rope.scaling
+        found.update(style=rope.style, dim=rope.dim.value, theta=rope.theta.value)
+        found["scaling"] = scaling and {"kind": scaling.kind, **dict(scaling.parameters)}
+    if position.learned:
+        found.update(offset=position.learned.offset, rows=position.learned.rows.value)
+    return found
+
+
+def describe(spec: ModelSpec) -> dict[str, Any]:
+    """Every fact of `spec`, axis by axis, as JSON-plain data (of the first layer kind)."""
+    layer, head = spec.layer, spec.head
+    norm = layer.block.norms[0][1] if layer.block.norms else head.final_norm
+    return {
+        "hidden_size": spec.hidden_size.value,
+        "num_hidden_layers": spec.num_hidden_layers.value,
+        "vocab_size": spec.vocab_size.value,
+        "max_position_embeddings": spec.max_position_embeddings.value,
+        "dtype": spec.dtype,
+        "layer_kinds": len(spec.layer_kinds),
+        "attention": _attention(layer.attention, spec),
+        "position": _position(spec.position),
+        "norm": {
+            "kind": norm.label if norm else "none",
+            "placement": layer.block.placement,
+            "eps": norm.eps.value if norm else None,
+            "final": head.final_norm is not None,
+        },
+        "mlp": {
+            "kind": layer.mlp.kind,
+            "activation": layer.mlp.activation,
+            "intermediate_size": layer.mlp.intermediate_size.value,
+            "bias": layer.mlp.up_bias,
+        },
+        "embedding": {
+            "multiplier": _value(spec.embedding.multiplier),
+            "projection": spec.embedding.projection,
+        },
+        "head": {
+            "tied": head.tied,
+            "bias": head.bias,
+            "multiplier": _value(head.multiplier),
+            "softcap": _value(head.softcap),
+            "projection": head.projection,
+        },
+        "checkpoint": {
+            "tensors": len(spec.checkpoint.tensors),
+            "fused": sorted({t.layout for t in spec.checkpoint.tensors if len(t.roles) > 1}),
+            "dropped": [name for name, _ in spec.checkpoint.dropped],
+        },
+        "quantization": spec.quantization.algorithm if spec.quantization else None,
+    }
