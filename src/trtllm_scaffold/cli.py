@@ -149,8 +149,9 @@ def new(
         force=force,
         progress=console.progress,
     )
-    proved = not (no_prove or dry_run)
-    return console.print_new(result.to_json(), as_json, dry_run, proved and not allow_unproven)
+    must_pass = not (no_prove or dry_run or allow_unproven)
+    files = result.files if dry_run else ()
+    return console.print_new(result.to_json(), files, as_json, must_pass)
 
 
 @app.command(help="Show what a model is, and how it can be ported.")
@@ -272,7 +273,7 @@ def run(arguments: Sequence[str]) -> int:
     except ScaffoldError as error:
         return console.fail(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        return console.interrupted()
+        return console.INTERRUPTED
     except BrokenPipeError:
         return console.reader_gone()
     except Exception as error:

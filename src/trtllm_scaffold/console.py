@@ -74,12 +74,6 @@ def usage(error: Any, as_json: bool) -> int:
     return fail(UsageError(error.format_message(), hint=f"see `{command} --help`"), as_json)
 
 
-def interrupted() -> int:
-    """Say that the user stopped the work."""
-    write("interrupted", sys.stderr)
-    return INTERRUPTED
-
-
 def reader_gone() -> int:
     """Leave quietly when the reader of stdout has gone, as in `... | head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,13 +117,13 @@ def print_inspection(document: Document, as_json: bool, explain: bool) -> int:
     return DONE
 
 
-def print_new(document: Document, as_json: bool, dry_run: bool, must_pass: bool) -> int:
+def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: bool) -> int:
     """Print what `new` wrote, its support, its checks and the next steps.
 
     Args:
         document: `NewResult.to_json()`.
+        dry: The files of a dry run, which would have been written; empty otherwise.
         as_json: Print the document itself.
-        dry_run: Nothing was written.
         must_pass: A proof was asked for, so that anything but a pass is a failure.
     """
     failed = any(check["status"] == "failed" for check in document["checks"])
@@ -138,18 +132,16 @@ def print_new(document: Document, as_json: bool, dry_run: bool, must_pass: bool)
         print_json(document)
         return code
     port = clean(document["port"])
-    rows = [("port", f"{port} (dry run: not written)" if dry_run else port)]
-    rows += [("package", str(document["package"])), *_support(document["support"])]
-    table(rows)
+    rows = [("port", f"{port} (dry run: nothing was written)" if dry else port)]
+    table([*rows, ("package", str(document["package"])), *_support(document["support"])])
     if document["checks"]:
         write("", sys.stdout)
         _check_table(document["checks"])
-    if document.get("files"):
-        write("", sys.stdout)
-        table([(str(name),) for name in document["files"]], indent=2)
-    if not dry_run:
-        first = f"cd {port} && pytest" if must_pass else f"trtllm-scaffold prove {port}"
-        write("", sys.stdout)
+    write("", sys.stdout)
+    if dry:
+        table([(name,) for name in dry], indent=2)
+    else:
+        first = f"cd {port} && pytest" if document["passed"] else f"trtllm-scaffold prove {port}"
         table([("next", first), ("", f"read {port}/README.md")])
     return code
 

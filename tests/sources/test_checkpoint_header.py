@@ -150,6 +150,8 @@ def test_index_and_files_must_agree(tmp_path):
         InputError, match="1 of 2 weight files are missing, first 'm-2.safetensors'"
     ):
         read_header(tmp_path)
+    names = read_header(tmp_path, partial=True)
+    assert set(names.tensors) == {"a", "b"} and not names.complete
     (tmp_path / "m-2.safetensors").write_bytes(header({"c": entry()}))
     with pytest.raises(InputError, match="puts 'b' in m-2.safetensors, but it is in no file"):
         read_header(tmp_path)

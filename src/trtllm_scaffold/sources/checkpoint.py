@@ -66,11 +66,16 @@ class CheckpointHeader:
         return all(info.shape is not None for info in self.tensors.values())
 
 
-def read_header(folder: str | Path) -> CheckpointHeader | None:
+def read_header(folder: str | Path, *, partial: bool = False) -> CheckpointHeader | None:
     """Read the names, dtypes and shapes that the weight files of a folder store.
 
     The order is: a safetensors index and its files, model.safetensors, every other safetensors
     file that is not an adapter or a second copy ("consolidated"), an index of .bin files.
+
+    Args:
+        folder: A model's folder.
+        partial: Where only some of an index's files are there, as in a download cache, take the
+            names from the index alone.
 
     Returns:
         The header, or None when the folder has no weights that can be read without loading.
@@ -81,12 +86,12 @@ def read_header(folder: str | Path) -> CheckpointHeader | None:
     """
     folder = Path(folder)
     if (folder / SAFETENSORS_INDEX).exists():
-        return _read_indexed(folder, SAFETENSORS_INDEX)
+        return _read_indexed(folder, partial)
     files = _single_files(folder)
     if files:
         return _merge(folder, files)
     if (folder / BIN_INDEX).exists():
-        return _read_indexed(folder, BIN_INDEX)
+        return _names_of(_weight_map(folder / BIN_INDEX))
     return None
 
 
@@ -103,14 +108,19 @@ def _single_files(folder: Path) -> list[str]:
     return files
 
 
-def _read_indexed(folder: Path, index: str) -> CheckpointHeader:
-    path = folder / index
+def _names_of(weight_map: dict[str, str]) -> CheckpointHeader:
+    return CheckpointHeader(
+        {name: TensorInfo(None, None, file) for name, file in weight_map.items()}
+    )
+
+
+def _read_indexed(folder: Path, partial: bool) -> CheckpointHeader:
+    path = folder / SAFETENSORS_INDEX
     weight_map = _weight_map(path)
     files = sorted(set(weight_map.values()))
     present = [name for name in files if (folder / name).exists()]
-    if not present or index != SAFETENSORS_INDEX:
-        names = {name: TensorInfo(None, None, file) for name, file in weight_map.items()}
-        return CheckpointHeader(names)
+    if not present or (partial and len(present) < len(files)):
+        return _names_of(weight_map)
     if len(present) < len(files):
         missing = [name for name in files if name not in present]
         raise InputError(

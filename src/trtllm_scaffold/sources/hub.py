@@ -91,7 +91,7 @@ def fetch_model_files(hf_id: str, revision: str | None = None) -> HubFiles:
     folder = config.parent
     for name, limit in _OPTIONAL_FILES.items():
         _download(hf_id, name, folder.name, limit)
-    header = read_header(folder)
+    header = read_header(folder, partial=True)
     if not (header and header.complete) and not (folder / SAFETENSORS_INDEX).exists():
         header = _fetch_single_header(hf_id, folder.name) or header
     return HubFiles(folder=folder, commit=folder.name, header=header)
