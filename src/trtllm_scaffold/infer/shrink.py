@@ -62,7 +62,7 @@ def shrink(
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
     edits.update(_layer_edits(source, full, real, kept, sizes))
-    edits.update(without_dropout(full))
+    edits.update(without_dropout(source))
     edits.update(tokens_inside(full, sizes["vocab_size"]))
     if style == "odd":
         edits.update(odd_scalars(full, variant))

@@ -31,8 +31,9 @@ def tiny_rope(
     """Return the edits of rope keys.
 
     Lengths and per-dimension factors shrink in both styles; theta, and the rotated share in the
-    second variant, change in the odd style only. Everything else of a scaling is kept: no trace
-    at short lengths shows it, so it is read from the file and then tested.
+    second variant, change in the odd style only; the share stays where lists depend on it.
+    Everything else of a scaling is kept: no trace at short lengths shows it, so it is read from
+    the file and then tested.
 
     Args:
         source: The real config.json.
@@ -48,7 +49,7 @@ def tiny_rope(
             edits[key] = _shrunk(source[key], real, sizes)
     if style == "odd":
         _odd_thetas(edits, source, config, variant)
-        if variant:
+        if variant and not any(isinstance(v, list) for d in _places(edits) for v in d.values()):
             _odd_fractions(edits, source, sizes)
     return edits
 

@@ -50,9 +50,9 @@ def odd_theta(index: int, variant: int) -> float:
     return float(start + index * step)
 
 
-def without_dropout(full: Mapping[str, Any]) -> dict[str, float]:
-    """Return 0.0 for every dropout rate that is not 0 already."""
-    return {k: 0.0 for k, v in full.items() if "drop" in k and isinstance(v, float) and v}
+def without_dropout(source: Mapping[str, Any]) -> dict[str, float]:
+    """Return 0.0 for every dropout rate of the file that is not 0 already."""
+    return {k: 0.0 for k, v in source.items() if "drop" in k and isinstance(v, float) and v}
 
 
 def tokens_inside(full: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def tokens_inside(full: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
     outside = sorted(
         {v for values in listed.values() for v in values if is_number(v) and v >= vocab_size}
     )
-    moved = {old: vocab_size - 1 - index for index, old in enumerate(outside)}
+    moved = {old: max(0, vocab_size - 1 - index) for index, old in enumerate(outside)}
     changed = {k: v for k, v in listed.items() if any(item in moved for item in v)}
     return {
         key: [moved.get(item, item) for item in values]

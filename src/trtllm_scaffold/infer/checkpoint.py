@@ -1,0 +1,176 @@
+"""Infers the checkpoint axis: name, shape and layout of every stored tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.effective import build_meta_model
+from trtllm_scaffold.infer.header import explain_header
+from trtllm_scaffold.infer.layer_names import LayerNames, fold_shapes
+from trtllm_scaffold.infer.roles import RoleLayout
+from trtllm_scaffold.infer.stored import Piece, Stored, match_stored, saved_tensors
+from trtllm_scaffold.sources.checkpoint import CheckpointHeader
+from trtllm_scaffold.sources.hf_class import HFClasses
+from trtllm_scaffold.spec.checkpoint import CheckpointSpec, TensorSpec
+from trtllm_scaffold.spec.evidence import Evidence
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HINT = "renamed, transposed, fused and split tensors of the known roles are expressed"
+
+
+def infer_checkpoint(
+    tiny_model: Any,
+    roles: Mapping[str, RoleLayout],
+    real_config: Any,
+    classes: HFClasses,
+    header: CheckpointHeader | None,
+) -> tuple[CheckpointSpec, tuple[Evidence, ...]]:
+    """Return what a checkpoint stores, with names as HF's `save_pretrained` writes them.
+
+    Args:
+        tiny_model: The traced model, every parameter random. It is saved to a temporary folder.
+        roles: What each of its parameters (and stored buffers) holds, by module name with
+            ``{i}`` for the layer.
+        real_config: The configuration object of the real size.
+        classes: The model's HF classes.
+        header: What the real checkpoint stores, where there is one.
+
+    Raises:
+        Refused: A stored tensor has no role or a form without a label, or layers differ.
+        InputError: The header disagrees with the class in a name or a shape.
+    """
+    stored = match_stored(tiny_model, saved_tensors(tiny_model))
+    real_model = build_meta_model(real_config, classes)
+    parameters = {name: tuple(p.shape) for name, p in real_model.named_parameters()}
+    buffers = {name: tuple(b.shape) for name, b in real_model.named_buffers()}
+    kept = {name: shape for name, shape in buffers.items() if name in real_model.state_dict()}
+    modules = LayerNames.of(parameters)
+    shapes, layers = fold_shapes({**parameters, **kept}, modules)
+    names = LayerNames.of(item.name for item in stored)
+    tensors = _tensors(stored, roles, names, modules, shapes)
+    prefix = f"{getattr(real_model, 'base_model_prefix', '')}."
+    base_prefix = prefix if any(t.name.startswith(prefix) for t in tensors) else ""
+    spec = CheckpointSpec(tensors=tensors, base_prefix=base_prefix)
+    evidence = [
+        Evidence(
+            f"checkpoint.{t.name}", "trace", f"save_pretrained, {_where(t)}", str(list(t.shape))
+        )
+        for t in tensors
+    ]
+    if header is not None:
+        dropped, more = explain_header(spec, layers, header, real_model)
+        spec = replace(spec, dropped=dropped)
+        evidence.extend(more)
+    return spec, tuple(evidence)
+
+
+def _where(tensor: TensorSpec) -> str:
+    return f"{tensor.layout} {' '.join(tensor.roles)}" + (" transposed" * tensor.transposed)
+
+
+def _tensors(
+    stored: tuple[Stored, ...],
+    roles: Mapping[str, RoleLayout],
+    names: LayerNames,
+    modules: LayerNames,
+    shapes: Shapes,
+) -> tuple[TensorSpec, ...]:
+    """Return one TensorSpec per stored template, all layers agreeing."""
+    found: dict[str, TensorSpec] = {}
+    for item in stored:
+        template, index = names.fold(item.name)
+        role = _role(item, roles, modules)
+        tensor = TensorSpec(
+            name=template,
+            shape=_real_shape(item, modules, shapes),
+            roles=role.roles,
+            layout=role.layout,
+            transposed=role.transposed,
+            per_layer=index is not None,
+        )
+        other = found.setdefault(template, tensor)
+        if other != tensor:
+            raise Refused(
+                "checkpoint",
+                f"layers differ in what {template} holds: {other.roles} and {tensor.roles}",
+                where="save_pretrained of a tiny model",
+                hint="models whose layers store the same tensors work",
+            )
+    return tuple(found.values())
+
+
+def _role(item: Stored, roles: Mapping[str, RoleLayout], modules: LayerNames) -> RoleLayout:
+    """Return what a stored tensor holds, from what its parameters hold."""
+    sources = [item.buffer] if item.buffer else [piece.parameter for piece in item.pieces]
+    parts = []
+    for source in sources:
+        template, _ = modules.fold(source)
+        if template not in roles:
+            raise Refused(
+                "checkpoint",
+                f"{item.name} is stored, but no part of the traced forward explains {source}",
+                where="save_pretrained of a tiny model",
+                hint=_HINT,
+            )
+        parts.append(roles[template])
+    if item.buffer or (len(item.pieces) == 1 and item.pieces[0].is_whole):
+        return replace(parts[0], transposed=parts[0].transposed != item.transposed)
+    split = [_part(piece, part) for piece, part in zip(item.pieces, parts, strict=True)]
+    if any(part is None for part in split):
+        raise Refused(
+            "checkpoint",
+            f"{item.name} mixes rows of {', '.join(dict.fromkeys(sources))}",
+            where="save_pretrained of a tiny model",
+            hint=_HINT,
+        )
+    merged = tuple(role for part in split if part for role in part)
+    return RoleLayout(merged, "rows" if len(merged) > 1 else "whole")
+
+
+def _part(piece: Piece, role: RoleLayout) -> tuple[str, ...] | None:
+    """Return the roles of a piece of a parameter, or None where it cuts through one."""
+    if role.transposed or role.layout not in ("whole", "rows"):
+        return None
+    if piece.is_whole:
+        return role.roles
+    if role.layout == "rows" and piece.count == len(role.roles):
+        return (role.roles[piece.index],)
+    return None
+
+
+def _real_shape(item: Stored, modules: LayerNames, shapes: Shapes) -> tuple[int, ...]:
+    """Return the stored shape at the real size."""
+    if item.buffer:
+        return _shape(item.buffer, item, modules, shapes)
+    real = [_shape(piece.parameter, item, modules, shapes) for piece in item.pieces]
+    if item.transposed:
+        return real[0][::-1]
+    if item.pieces[0].is_whole and len(item.pieces) == 1:
+        return real[0]
+    rows = 0
+    for piece, shape in zip(item.pieces, real, strict=True):
+        equal = piece.rows == piece.count * (piece.stop - piece.start)
+        if not equal or shape[0] % piece.count:
+            raise Refused(
+                "checkpoint",
+                f"{item.name} is an uneven share of {piece.parameter}",
+                where="save_pretrained of a tiny model",
+                hint=_HINT,
+            )
+        rows += shape[0] // piece.count
+    return (rows, *real[0][1:])
+
+
+def _shape(source: str, item: Stored, modules: LayerNames, shapes: Shapes) -> tuple[int, ...]:
+    template, _ = modules.fold(source)
+    if template not in shapes:
+        raise Refused(
+            "checkpoint",
+            f"{item.name} is in the tiny model but not in the real one",
+            where="the model at its real size on the meta device",
+        )
+    return shapes[template]
