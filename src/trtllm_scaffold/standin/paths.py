@@ -51,6 +51,7 @@ CORE: tuple[Row, ...] = (
     ),
     row("lora", "LoraLayer LoraModuleType", both=f"{T}.peft.lora.layer"),
     row("quant_linear", "get_quant_method", both=f"{T}.modules.linear"),
+    row("quant_linear", "is_static_nvfp4_input_eligible", new=f"{T}.modules.linear"),
     row("modules.embedding", "Embedding LMHead", both=f"{T}.modules.embedding"),
     row("modules.norms", "RMSNorm", both=f"{T}.modules.rms_norm"),
     row("modules.norms", "LayerNorm", both=f"{T}.modules.layer_norm"),

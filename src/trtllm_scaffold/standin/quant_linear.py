@@ -217,3 +217,8 @@ def get_quant_method(quant_config: QuantConfig | None = None) -> UnquantizedLine
         f"the stand-in does not load {quant_config.quant_algo} checkpoints, only FP8, "
         "FP8_PER_CHANNEL_PER_TOKEN and FP8_BLOCK_SCALES"
     )
+
+
+def is_static_nvfp4_input_eligible(linear: Linear) -> bool:
+    """Whether an NVFP4 product can take input quantized beforehand: never in the stand-in."""
+    return False
