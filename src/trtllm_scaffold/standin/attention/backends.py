@@ -330,21 +330,21 @@ class TrtllmAttention(AttentionBackend[TrtllmAttentionMetadata]):
         """Rotate at the cache positions: the caller's position ids are not consulted."""
         if self.rope is None:
             return q, k
-        rotary = self._rotary_for(metadata, q.device)
+        rotary = self._rotary_for(metadata)
         turned = rotary(metadata.prepared().token_positions, [q.flatten(1), k.flatten(1)])
         return turned[0].view(q.shape), turned[1].view(k.shape)
 
-    def _rotary_for(self, metadata: AttentionMetadata, device: torch.device) -> RotaryEmbedding:
-        """The table, grown to the longest sequence of the runtime, on ``device``."""
+    def _rotary_for(self, metadata: AttentionMetadata) -> RotaryEmbedding:
+        """The table, grown to the longest sequence of the runtime."""
         assert self.rope is not None and self.pos_embd_params is not None
         manager = metadata.kv_cache_manager
         length = max(self.rope.max_positions, 0 if manager is None else manager.max_seq_len)
         held = self._rotary
-        if held is None or held.max_positions < length or held.rotary_cos_sin.device != device:
+        if held is None or held.max_positions < length:
             # The kernel chooses the pairing by the type; ``is_neox`` is not handed down to it.
             neox = self.pos_embd_params.type != PositionEmbeddingType.rope_gptj
             rope = replace(self.rope, max_positions=length)
-            held = RotaryEmbedding(rope, head_dim=self.head_dim, is_neox=neox).to(device)
+            held = RotaryEmbedding(rope, head_dim=self.head_dim, is_neox=neox)
             self._rotary = held
         return held
 

@@ -130,7 +130,9 @@ class AttentionMetadata:
         self.__dict__.pop("_batch", None)
         lens = self.__dict__.get("seq_lens")
         if lens is not None:
-            self.__dict__["_seq_lens_cuda"] = self._buffers().store("seq_lens", lens.to(torch.int32))
+            self.__dict__["_seq_lens_cuda"] = self._buffers().store(
+                "seq_lens", lens.to(torch.int32)
+            )
 
     # ------------------------------------------------------------------ preparation
 

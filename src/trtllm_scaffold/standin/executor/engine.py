@@ -1,0 +1,190 @@
+"""A small greedy engine: packed prefill in chunks, then decode steps, over the paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.standin.attention.selection import get_attention_backend
+from trtllm_scaffold.standin.executor.bindings import CacheType, data_type
+from trtllm_scaffold.standin.executor.kv_cache import KVCacheManager
+from trtllm_scaffold.standin.interface import KVCacheParams
+
+
+@dataclass
+class Sequence:
+    """One request.
+
+    Attributes:
+        request_id: Key in the cache.
+        prompt: Token ids given.
+        max_tokens: Most new tokens.
+        end_ids: Tokens that end it.
+        cached: Tokens already in the cache.
+        output: New token ids.
+        context_logits: Logits of the prompt so far, if kept.
+        generation_logits: Logits of each new token, if kept.
+        finish_reason: ``length``, ``stop``, or None while it runs.
+    """
+
+    request_id: int
+    prompt: list[int]
+    max_tokens: int
+    end_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    keep_context_logits: bool = False
+    keep_generation_logits: bool = False
+    cached: int = 0
+    output: list[int] = field(default_factory=list)
+    context_logits: list[torch.Tensor] = field(default_factory=list)
+    generation_logits: list[torch.Tensor] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """Prompt and new tokens."""
+        return self.prompt + self.output
+
+    def take(self, logits: torch.Tensor) -> None:
+        """Append the greedy choice of ``[vocab]`` logits and see whether that ends it."""
+        chosen = int(logits.argmax())
+        self.output.append(chosen)
+        if self.keep_generation_logits:
+            self.generation_logits.append(logits.cpu())
+        if chosen in self.end_ids and len(self.output) >= self.min_tokens:
+            self.finish_reason = "stop"
+        elif len(self.output) >= self.max_tokens:
+            self.finish_reason = "length"
+
+
+class Engine:
+    """Runs one model greedily. It batches, but does not schedule: it is no serving engine."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_batch_size: int,
+        max_num_tokens: int,
+        max_seq_len: int,
+        kv_cache_config: Any,
+    ) -> None:
+        config = model.model_config
+        pretrained = config.pretrained_config
+        backend = get_attention_backend(config.attn_backend)
+        self.model, self.max_batch_size = model, max_batch_size
+        self.max_num_tokens, self.max_seq_len = max_num_tokens, max_seq_len
+        heads = pretrained.num_attention_heads
+        head_dim = getattr(pretrained, "head_dim", None)
+        if not isinstance(head_dim, int):
+            head_dim = pretrained.hidden_size // heads
+        # VANILLA reads one block per sequence, so the real runtime makes blocks that long.
+        whole = backend.name == "VANILLA"
+        self.cache = KVCacheManager(
+            kv_cache_config,
+            CacheType.SELF,
+            num_layers=pretrained.num_hidden_layers,
+            num_kv_heads=getattr(pretrained, "num_key_value_heads", heads),
+            head_dim=head_dim,
+            tokens_per_block=max_seq_len if whole else kv_cache_config.tokens_per_block,
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
+            mapping=config.mapping,
+            dtype=data_type(config.torch_dtype),
+            model_config=config,
+        )
+        self.metadata = backend.Metadata(
+            max_num_requests=max_batch_size,
+            max_num_tokens=max(max_num_tokens, max_batch_size),
+            kv_cache_manager=self.cache,
+            mapping=config.mapping,
+        )
+
+    @torch.inference_mode()
+    def run(self, sequences: list[Sequence]) -> None:
+        """Generate until every sequence is finished, ``max_batch_size`` at a time.
+
+        Raises:
+            InputError: If a prompt is empty, or has no room for a new token.
+        """
+        for sequence in sequences:
+            length = len(sequence.prompt)
+            if not 0 < length < self.max_seq_len:
+                raise InputError(
+                    f"a prompt of {length} tokens does not fit max_seq_len {self.max_seq_len}",
+                    hint="prompts need at least one token and room for a new one",
+                )
+        for first in range(0, len(sequences), self.max_batch_size):
+            batch = sequences[first : first + self.max_batch_size]
+            for sequence in batch:
+                self.cache.add_dummy_requests([sequence.request_id], [len(sequence.prompt)])
+            try:
+                self._finish(batch)
+            finally:
+                for sequence in batch:
+                    self.cache.free_resources(sequence.request_id)
+
+    def _finish(self, batch: list[Sequence]) -> None:
+        while True:
+            running = [item for item in batch if item.finish_reason is None]
+            if not running:
+                return
+            self._step(running)
+
+    def _step(self, running: list[Sequence]) -> None:
+        """One forward pass: as much prefill as fits besides one token of each other sequence."""
+        decoding = [item for item in running if item.output]
+        room = max(self.max_num_tokens - len(decoding), 1)
+        contexts: list[tuple[Sequence, int]] = []
+        for item in running:
+            left = len(item.prompt) - item.cached
+            if item.output or not room:
+                continue
+            contexts.append((item, min(left, room)))
+            room -= min(left, room)
+        chosen = contexts + [(item, 1) for item in decoding]
+        for item in decoding:
+            self.cache.reserve(item.request_id, item.cached + 1)
+        want_all = any(item.keep_context_logits for item, _ in contexts)
+        logits = self._forward(chosen, len(contexts), want_all)
+        row = 0
+        for item, count in chosen:
+            rows = logits[row : row + (count if want_all else 1)]
+            row += len(rows)
+            was_context = item.cached < len(item.prompt)
+            item.cached += count
+            if was_context and item.keep_context_logits:
+                item.context_logits.append(rows.cpu())
+            if item.cached >= len(item.prompt):
+                item.take(rows[-1])
+                if len(item.tokens) >= self.max_seq_len and item.finish_reason is None:
+                    item.finish_reason = "length"
+
+    def _forward(
+        self, chosen: list[tuple[Sequence, int]], num_contexts: int, context_logits: bool
+    ) -> torch.Tensor:
+        device = self.cache.device
+        ids: list[int] = []
+        positions: list[int] = []
+        for item, count in chosen:
+            ids += item.tokens[item.cached : item.cached + count]
+            positions += range(item.cached, item.cached + count)
+        md = self.metadata
+        md.seq_lens = torch.tensor([count for _, count in chosen], dtype=torch.int32)
+        md.num_contexts = num_contexts
+        md.request_ids = [item.request_id for item, _ in chosen]
+        md.prompt_lens = [len(item.prompt) for item, _ in chosen]
+        md.kv_cache_params = KVCacheParams(
+            use_cache=True, num_cached_tokens_per_seq=[item.cached for item, _ in chosen]
+        )
+        md.prepare()
+        logits: torch.Tensor = self.model.forward(
+            input_ids=torch.tensor(ids, dtype=torch.int32, device=device),
+            position_ids=torch.tensor(positions, dtype=torch.int32, device=device).unsqueeze(0),
+            attn_metadata=md,
+            return_context_logits=context_logits,
+        )
+        return logits

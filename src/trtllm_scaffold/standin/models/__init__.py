@@ -1,0 +1,1 @@
+"""Model base classes, registries and checkpoint loading of the stand-in."""
