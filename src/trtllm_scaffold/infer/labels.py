@@ -1,0 +1,115 @@
+"""Names the structural facts of an observation, without numbers that a configuration sets."""
+
+from __future__ import annotations
+
+from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.infer.roles import norm_name
+from trtllm_scaffold.infer.trace import LayerFacts, Observation
+
+Label = str | int | float | bool | None
+
+
+def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
+    """Dotted fact -> (module, label) of everything that is no number of the configuration."""
+    first = observation.layers[0]
+    layer = first.layer.name
+    labels = {fact: (layer, label) for fact, label in _layer_structure(first).items()}
+    embedding, head = observation.embedding, observation.head
+    model = {
+        "position.kind": position_kind(observation),
+        "position.offset": embedding.position_offset,
+        "embedding.projection": embedding.projection is not None,
+        "embedding.multiplier": not is_one(embedding.multiplier),
+        "head.final_norm": None if head.final_norm is None else norm_label(head.final_norm),
+        "head.bias": head.linear.bias is not None,
+        "head.tied": head.linear.weight is embedding.weight,
+        "head.projection": head.projection is not None,
+        "head.multiplier": not is_one(head.multiplier),
+        "head.softcap": head.softcap is not None,
+        "checkpoint.roles": str(sorted((k, str(v)) for k, v in observation.roles.items())),
+    }
+    return {**labels, **{fact: ("the model", label) for fact, label in model.items()}}
+
+
+def is_one(factor: float) -> bool:
+    """Whether a factor is 1, but for rounding."""
+    return abs(factor - 1.0) < 1e-6
+
+
+def position_kind(observation: Observation) -> str:
+    """A value of `PositionSpec.kind`, or several joined by ``+`` where positions enter twice."""
+    attention = observation.layers[0].attention
+    kinds = ["rope"] if attention.rope is not None else []
+    kinds += [attention.score_bias] if attention.score_bias else []
+    kinds += ["learned"] if observation.embedding.position_weight is not None else []
+    kinds += ["sinusoidal"] if observation.embedding.sinusoidal else []
+    return "+".join(kinds) or "none"
+
+
+def norm_label(norm: NormFacts) -> str:
+    """Kind, weight, bias and 1+w in words."""
+    parts = [norm.kind]
+    parts += ["1+w"] if norm.plus_one else []
+    parts += ["without weight"] if norm.weight is None else []
+    parts += ["with bias"] if norm.bias is not None else []
+    return " ".join(parts)
+
+
+def layer_facts(facts: LayerFacts) -> dict[str, Label]:
+    """Structure and numbers of one layer, the window left out."""
+    attention, block = facts.attention, facts.block
+    numbers = {
+        "attention.num_attention_heads": attention.heads,
+        "attention.num_key_value_heads": attention.kv_heads,
+        "attention.head_dim": attention.head_dim,
+        "attention.scale": _short(attention.scale),
+        "attention.softcap": _short(attention.softcap),
+        "attention.qkv_clip": _short(attention.clip),
+        "mlp.intermediate_size": facts.mlp.intermediate_size,
+        "block.attention_coefficient": _short(block.attention_coefficient),
+        "block.mlp_coefficient": _short(block.mlp_coefficient),
+        "norm.eps": str([_short(n.eps) for n in block.norms.values()]),
+        "position.rope": _rope_numbers(attention),
+    }
+    return {**_layer_structure(facts), **numbers}
+
+
+def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
+    attention, mlp, block = facts.attention, facts.mlp, facts.block
+    norms = {place: norm_name(facts.layer, norm) for place, norm in block.norms.items()}
+    qk_norm = None
+    if attention.norms is not None:
+        qk_norm = f"{norm_label(attention.norms[0])}, {attention.scope}, {attention.when}"
+    return {
+        "attention.q_bias": attention.query.linear.bias is not None,
+        "attention.k_bias": attention.key.linear.bias is not None,
+        "attention.v_bias": attention.value.linear.bias is not None,
+        "attention.o_bias": attention.output.bias is not None,
+        "attention.qk_norm": qk_norm,
+        "attention.softcap": attention.softcap is not None,
+        "attention.sinks": attention.sinks is not None,
+        "attention.qkv_clip": attention.clip is not None,
+        "position.style": None if attention.rope is None else attention.rope.style,
+        "position.score_bias": attention.score_bias,
+        "norm.kind": ", ".join(dict.fromkeys(norm_label(n) for n in block.norms.values())),
+        "norm.placement": ("parallel: " if block.parallel else "") + str(norms),
+        "block.attention_coefficient": not is_one(block.attention_coefficient),
+        "block.mlp_coefficient": not is_one(block.mlp_coefficient),
+        "mlp.kind": mlp.kind,
+        "mlp.activation": mlp.activation,
+        "mlp.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
+        "mlp.up_bias": mlp.up.bias is not None,
+        "mlp.down_bias": mlp.down.bias is not None,
+    }
+
+
+def _rope_numbers(attention: AttentionFacts) -> str | None:
+    rope = attention.rope
+    if rope is None:
+        return None
+    return f"{rope.dim} dimensions, slowest {rope.frequencies[-1]:.3g}, x {rope.amplitude:.4g}"
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4g}"

@@ -1,0 +1,229 @@
+"""Turns what was observed of two tiny models into the spec of each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.evidence import Witnesses
+from trtllm_scaffold.infer.kinds import Window
+from trtllm_scaffold.infer.labels import is_one
+from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.infer.quantity import Fitter
+from trtllm_scaffold.infer.roles import norm_name
+from trtllm_scaffold.infer.trace import LayerFacts, Observation
+from trtllm_scaffold.spec import (
+    AttentionSpec,
+    BlockSpec,
+    EmbeddingSpec,
+    HeadSpec,
+    LayerKind,
+    MlpSpec,
+    NormSpec,
+    QKNormSpec,
+    Quantity,
+)
+
+_MEASURED = 1e-3  # relative error of numbers that were solved for, not read
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds specs from observations whose structure agrees.
+
+    Attributes:
+        observations: One per tiny configuration.
+        fitter: Attributes numbers to configuration keys.
+        witnesses: Gathers the evidence.
+    """
+
+    observations: Sequence[Observation]
+    fitter: Fitter
+    witnesses: Witnesses
+
+    @property
+    def first(self) -> LayerFacts:
+        """The first layer of the first observation, whose structure all share."""
+        return self.observations[0].layers[0]
+
+    def fit(
+        self,
+        fact: str,
+        read: Callable[[Observation], int | float],
+        *,
+        where: str = "",
+        hints: Sequence[str] = (),
+        rtol: float = 1e-5,
+    ) -> Quantity:
+        """Attribute a number that `read` takes from each observation.
+
+        Raises:
+            Refused: No key explains it.
+        """
+        seen = tuple(read(observation) for observation in self.observations)
+        found = self.fitter.fit(fact, seen, hints=hints, rtol=rtol)
+        self.witnesses.quantity(fact, where or self.first.layer.name, seen, found)
+        return found
+
+    def layer(self, windows: tuple[Window, ...]) -> LayerKind:
+        """The spec of the layers with these windows (one per observation)."""
+        return LayerKind(self._attention(windows), self._mlp(), self._block())
+
+    def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
+        """The spec of one norm."""
+        facts = read(self.observations[0])
+        eps = self.fit(fact, lambda o: read(o).eps, where=facts.name, rtol=_MEASURED)
+        return NormSpec(
+            kind=facts.kind,
+            eps=eps,
+            weight=facts.weight is not None,
+            bias=facts.bias is not None,
+            plus_one=facts.plus_one,
+        )
+
+    def _attention(self, windows: tuple[Window, ...]) -> AttentionSpec:
+        facts = self.first.attention
+        fit = self._layer_fit
+        window = None
+        if all(w is not None for w in windows):
+            by_observation = dict(zip(map(id, self.observations), windows, strict=True))
+            window = self.fit(
+                "attention.window", lambda o: by_observation[id(o)] or 0, hints=("sliding_window",)
+            )
+        elif any(w is not None for w in windows):
+            raise Refused("attention", f"a window was seen in one tiny model alone: {windows}")
+        spec = AttentionSpec(
+            num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
+            num_key_value_heads=fit(
+                "attention.num_key_value_heads", lambda f: f.attention.kv_heads
+            ),
+            head_dim=fit("attention.head_dim", lambda f: f.attention.head_dim),
+            q_bias=facts.query.linear.bias is not None,
+            k_bias=facts.key.linear.bias is not None,
+            v_bias=facts.value.linear.bias is not None,
+            o_bias=facts.output.bias is not None,
+            scale=fit("attention.scale", lambda f: f.attention.scale),
+            window=window,
+            qk_norm=self._qk_norm(),
+            softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),
+            sinks=facts.sinks is not None,
+            qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
+        )
+        self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
+        self.witnesses.trace(
+            "attention.window",
+            self.first.layer.name,
+            "none" if window is None else f"{' and '.join(map(str, windows))} keys seen",
+        )
+        return spec
+
+    def _qk_norm(self) -> QKNormSpec | None:
+        facts = self.first.attention
+        if facts.norms is None:
+            return None
+
+        def read(observation: Observation) -> NormFacts:
+            norms = observation.layers[0].attention.norms
+            assert norms is not None
+            return norms[0]
+
+        return QKNormSpec(self.norm("attention.qk_norm.eps", read), facts.scope, facts.when)
+
+    def _mlp(self) -> MlpSpec:
+        facts = self.first.mlp
+        return MlpSpec(
+            kind=facts.kind,
+            activation=facts.activation,
+            intermediate_size=self._layer_fit(
+                "mlp.intermediate_size", lambda f: f.mlp.intermediate_size
+            ),
+            up_bias=facts.up.bias is not None,
+            down_bias=facts.down.bias is not None,
+            gate_bias=facts.gate is not None and facts.gate.bias is not None,
+        )
+
+    def _block(self) -> BlockSpec:
+        layer, block = self.first.layer, self.first.block
+        places = {place: norm_name(layer, norm) for place, norm in block.norms.items()}
+        named: dict[str, NormSpec] = {}
+        for name in self._norm_order():
+            place = next(place for place, held in places.items() if held == name)
+
+            def read(observation: Observation, place: str = place) -> NormFacts:
+                return observation.layers[0].block.norms[place]
+
+            named[name] = self.norm("norm.eps", read)
+        spec = BlockSpec(
+            parallel=block.parallel,
+            norms=tuple(named.items()),
+            attention_coefficient=self._coefficient("attention_coefficient"),
+            mlp_coefficient=self._coefficient("mlp_coefficient"),
+            **places,  # type: ignore[arg-type]
+        )
+        self.witnesses.trace("norm.placement", layer.name, spec.placement)
+        return spec
+
+    def _norm_order(self) -> list[str]:
+        """Names of the layer's norms in the order of the HF module."""
+        layer, block = self.first.layer, self.first.block
+        names = {norm.name: norm_name(layer, norm) for norm in block.norms.values()}
+        if len(set(names.values())) != len(names):
+            raise Refused("norm", f"two norms share a name: {sorted(names)}", where=layer.name)
+        modules = layer.graph.model.get_submodule(layer.name).named_modules(prefix=layer.name)
+        return [names[name] for name, _ in modules if name in names]
+
+    def _coefficient(self, which: str) -> Quantity | None:
+        seen = [getattr(o.layers[0].block, which) for o in self.observations]
+        if all(is_one(value) for value in seen):
+            return None
+        return self._layer_fit(f"block.{which}", lambda f: getattr(f.block, which))
+
+    def _layer_fit(self, fact: str, read: Callable[[LayerFacts], int | float]) -> Quantity:
+        return self.fit(fact, lambda o: read(o.layers[0]))
+
+    def _optional(
+        self, fact: str, read: Callable[[LayerFacts], float | None]
+    ) -> Quantity | None:
+        if read(self.first) is None:
+            return None
+        return self.fit(fact, lambda o: read(o.layers[0]) or 0.0)
+
+    def embedding(self) -> EmbeddingSpec:
+        """The spec of the token embedding."""
+        facts = self.observations[0].embedding
+        multiplier = None
+        if not is_one(facts.multiplier):
+            multiplier = self.fit("embedding.multiplier", lambda o: o.embedding.multiplier)
+        hints = () if facts.projection is not None else ("hidden_size",)
+        return EmbeddingSpec(
+            dim=self.fit("embedding.dim", lambda o: o.embedding.dim, hints=hints),
+            multiplier=multiplier,
+            projection=facts.projection is not None,
+        )
+
+    def head(self) -> HeadSpec:
+        """The spec of the head."""
+        facts, embedding = self.observations[0].head, self.observations[0].embedding
+        final = None
+        if facts.final_norm is not None:
+            final = self.norm("head.final_norm.eps", _final_norm)
+        multiplier = softcap = None
+        if not is_one(facts.multiplier):
+            multiplier = self.fit("head.multiplier", lambda o: o.head.multiplier)
+        if facts.softcap is not None:
+            softcap = self.fit("head.softcap", lambda o: o.head.softcap or 0.0)
+        return HeadSpec(
+            final_norm=final,
+            tied=facts.linear.weight is embedding.weight,
+            bias=facts.linear.bias is not None,
+            multiplier=multiplier,
+            softcap=softcap,
+            projection=facts.projection is not None,
+        )
+
+
+def _final_norm(observation: Observation) -> NormFacts:
+    norm = observation.head.final_norm
+    assert norm is not None
+    return norm
