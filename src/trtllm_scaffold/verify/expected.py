@@ -1,0 +1,225 @@
+"""Which parameters a port must fill, and their shapes: from the recorded axis facts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.sources.json_file import shown
+
+#: Tensor-parallel sizes that a load proof tries.
+TP_SIZES = (1, 2, 4, 8)
+
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "vocab_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "embedding_size",
+)
+_LAYER = "model.layers.{i}"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One canonical (unfused) parameter.
+
+    Attributes:
+        shape: [out, in] of a matrix, [size] of a vector.
+        split: The dimension that tensor parallelism splits; None where each rank has it whole.
+        heads: Key-value or query heads along `split`: whole heads go to a rank.
+    """
+
+    shape: tuple[int, ...]
+    split: int | None = None
+    heads: int | None = None
+
+
+def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes among recorded answers, by the names that the runtime reads.
+
+    Raises:
+        InputError: If one is missing or is not a positive number.
+    """
+    sizes = {}
+    for name in _SIZES:
+        fallback = answers.get("hidden_size") if name == "embedding_size" else None
+        value = answers.get(name, fallback)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+            raise InputError(
+                f"the answer {name} is {shown(value)}, not a size", where=".copier-answers.yml"
+            )
+        sizes[name] = value
+    return sizes
+
+
+def expected_parameters(
+    answers: Mapping[str, Any], sizes: Mapping[str, int]
+) -> dict[str, Parameter]:
+    """Every canonical parameter of a port, layers written as ``{i}``.
+
+    Args:
+        answers: Recorded answers: which biases, norms and projections there are.
+        sizes: Sizes of the real model or of a small one, as `read_sizes` gives them.
+    """
+    return {
+        **dict(_outside(answers, sizes)),
+        **dict(_attention(answers, sizes)),
+        **dict(_norms(answers, sizes)),
+        **dict(_mlp(answers, sizes)),
+    }
+
+
+def _outside(
+    answers: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Iterator[tuple[str, Parameter]]:
+    hidden, width, vocab = (sizes[name] for name in ("hidden_size", "embedding_size", "vocab_size"))
+    yield "model.embed_tokens.weight", Parameter((vocab, width), split=0)
+    if answers.get("embedding_projection"):
+        yield "model.project_in.weight", Parameter((hidden, width))
+    if answers.get("position_kind") == "learned":
+        rows = sizes["max_position_embeddings"] + int(answers.get("learned_offset") or 0)
+        yield "model.embed_positions.weight", Parameter((rows, hidden))
+    if answers.get("head_projection"):
+        yield "model.project_out.weight", Parameter((width, hidden))
+    if not answers.get("head_tied"):
+        yield "lm_head.weight", Parameter((vocab, width), split=0)
+    if answers.get("final_norm"):
+        yield from _norm(answers, "model.norm", hidden)
+
+
+def _attention(
+    answers: Mapping[str, Any], sizes: Mapping[str, int]
+) -> Iterator[tuple[str, Parameter]]:
+    hidden, head_dim = sizes["hidden_size"], sizes["head_dim"]
+    heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    for part, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
+        name, rows = f"{_LAYER}.self_attn.{part}", count * head_dim
+        yield f"{name}.weight", Parameter((rows, hidden), split=0, heads=count)
+        if answers.get("attention_qkv_bias"):
+            yield f"{name}.bias", Parameter((rows,), split=0, heads=count)
+    name = f"{_LAYER}.self_attn.o_proj"
+    yield f"{name}.weight", Parameter((hidden, heads * head_dim), split=1, heads=heads)
+    if answers.get("attention_o_bias"):
+        yield f"{name}.bias", Parameter((hidden,))
+    scope = answers.get("qk_norm")
+    for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
+        if scope:
+            width = head_dim if scope == "head" else count * head_dim
+            yield f"{_LAYER}.self_attn.{part}.weight", Parameter((width,))
+
+
+def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
+    for name in answers.get("block_norms") or ():
+        yield from _norm(answers, f"{_LAYER}.{name}", sizes["hidden_size"])
+
+
+def _norm(answers: Mapping[str, Any], name: str, width: int) -> Iterator[tuple[str, Parameter]]:
+    if answers.get("norm_weight"):
+        yield f"{name}.weight", Parameter((width,))
+    if answers.get("norm_bias"):
+        yield f"{name}.bias", Parameter((width,))
+
+
+def _mlp(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
+    hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
+    for part in ("gate_proj", "up_proj") if answers.get("mlp_kind") == "gated" else ("up_proj",):
+        yield f"{_LAYER}.mlp.{part}.weight", Parameter((width, hidden), split=0)
+        if answers.get("mlp_bias"):
+            yield f"{_LAYER}.mlp.{part}.bias", Parameter((width,), split=0)
+    yield f"{_LAYER}.mlp.down_proj.weight", Parameter((hidden, width), split=1)
+    if answers.get("mlp_bias"):
+        yield f"{_LAYER}.mlp.down_proj.bias", Parameter((hidden,))
+
+
+def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of a small model of the same kind: what is equal in the real one stays equal.
+
+    So a square matrix stays square and any other does not become one: the layout that the real
+    shapes show is that of the small ones.
+    """
+    heads, kv_heads, head_dim = _small_heads(sizes)
+    real_hidden = sizes["hidden_size"]
+    width = heads * head_dim
+    square = real_hidden == sizes["num_attention_heads"] * sizes["head_dim"]
+    hidden = width if square else width + 2
+    inner = sizes["intermediate_size"]
+    return {
+        "hidden_size": hidden,
+        "num_hidden_layers": 2,
+        "vocab_size": 89,
+        "max_position_embeddings": 31,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate_size": hidden if inner == real_hidden else 2 * hidden + 7,
+        "embedding_size": hidden if sizes["embedding_size"] == real_hidden else hidden - 3,
+    }
+
+
+def _small_heads(sizes: Mapping[str, int]) -> tuple[int, int, int]:
+    heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
+    few = min(kv_heads, 2)
+    groups = 1 if heads == kv_heads else 3
+    return few * groups, few, 4
+
+
+def obstacle(parameters: Mapping[str, Parameter], tp_size: int) -> str:
+    """Why the model cannot be split `tp_size` ways, empty where every tensor tiles.
+
+    Whole heads go to a rank; key-value heads are repeated where there are fewer than ranks; the
+    vocabulary is padded; every other split size must divide.
+    """
+    for name, item in parameters.items():
+        if item.split is None:
+            continue
+        if "embed_tokens" in name or name.startswith("lm_head"):
+            continue
+        size = item.shape[item.split]
+        if item.heads is not None:
+            repeated = ".k_proj." in name or ".v_proj." in name
+            fits = item.heads % tp_size == 0 or (repeated and tp_size % item.heads == 0)
+            if not fits:
+                return f"{name}: {item.heads} heads"
+        elif size % tp_size:
+            return f"{name}: {size} is not a multiple"
+    return ""
+
+
+def shard(item: Parameter, tp_size: int, rank: int) -> tuple[int, int]:
+    """The slice [start, end) of dimension `split` that `rank` of `tp_size` holds.
+
+    TensorRT-LLM slices by ceil(size / tp_size) and repeats key-value heads first where there
+    are fewer than ranks (reference: its linear and weight-mapper modules).
+    """
+    assert item.split is not None
+    size = item.shape[item.split]
+    if item.heads is not None and item.heads < tp_size:
+        width = size // item.heads
+        head = rank * item.heads // tp_size
+        return head * width, (head + 1) * width
+    step = -(-size // tp_size)
+    return min(size, rank * step), min(size, (rank + 1) * step)
+
+
+def tiling_problems(parameters: Mapping[str, Parameter], tp_size: int) -> list[str]:
+    """Tensors that the shards of `tp_size` ranks do not cover, each element equally often."""
+    problems = []
+    for name, item in parameters.items():
+        if item.split is None:
+            continue
+        slices = sorted({shard(item, tp_size, rank) for rank in range(tp_size)})
+        reached = 0
+        for start, end in slices:
+            if start != reached and end > start:
+                problems.append(f"{name}: TP {tp_size} leaves [{reached}, {start}) to no rank")
+            reached = max(reached, end)
+        if reached != item.shape[item.split]:
+            problems.append(f"{name}: TP {tp_size} covers {reached} of {item.shape[item.split]}")
+    return problems

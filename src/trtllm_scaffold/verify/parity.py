@@ -1,0 +1,278 @@
+"""Parity: at every position of every scenario a port gives the logits of its HF model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trtllm_scaffold.errors import CheckFailed
+from trtllm_scaffold.verify.harness import Driver, Setup, build_model
+from trtllm_scaffold.verify.locate import compare_stages, first_departure
+from trtllm_scaffold.verify.port_module import (
+    as_bfloat16,
+    describe,
+    load_config,
+    place,
+    quiet,
+    read_checkpoint,
+    reference_model,
+    save_checkpoint,
+)
+from trtllm_scaffold.verify.report import Check, LayerErrors, verdict
+from trtllm_scaffold.verify.scenarios import (
+    SCENARIOS,
+    Regime,
+    beyond,
+    make_sequences,
+    prefill,
+    regimes,
+)
+
+#: Largest logit error, relative to max(1, max |logit|).
+FP32_BOUND = 1e-4
+#: RMS error of the port in bf16, relative to that of HF in bf16, both against HF in fp32.
+BF16_BOUND = 1.25
+
+#: RoPE fused into attention, and applied by the module: they read different arguments.
+BACKENDS = ("TRTLLM", "VANILLA")
+
+_BF16_SEEDS = (11, 12, 13)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Sequences of one regime and HF's logits [tokens, vocab_size] of each."""
+
+    regime: Regime
+    sequences: list[torch.Tensor]
+    expected: list[torch.Tensor]
+
+
+@dataclass
+class Case:
+    """One tiny configuration with its HF model and stored checkpoint.
+
+    Attributes:
+        path: The configuration file.
+        package: The port's package folder.
+        config: The HF configuration.
+        reference: HF's model, fp32, random parameters.
+        folder: Where its checkpoint lies.
+        weights: The checkpoint as read back.
+        inputs: Per regime.
+        device: Where the port runs; the reference stays on the CPU.
+    """
+
+    path: Path
+    package: Path
+    config: Any
+    reference: nn.Module
+    folder: Path
+    weights: dict[str, torch.Tensor]
+    inputs: list[Inputs]
+    device: str = "cpu"
+    models: dict[tuple[str, int, torch.dtype], Any] = field(default_factory=dict)
+
+    def setup(self, inputs: Inputs, backend: str, dtype: torch.dtype = torch.float32) -> Setup:
+        """How to build and run the port for `inputs`."""
+        room = max(len(tokens) for tokens in inputs.sequences)
+        return Setup(inputs.regime.max_seq_len, backend, dtype, self.device, room=room)
+
+    def model(self, setup: Setup) -> Any:
+        """The port, built once for each backend, engine length and dtype."""
+        key = (setup.backend, setup.max_seq_len, setup.dtype)
+        if key not in self.models:
+            self.models[key] = build_model(self.config, self.weights, setup)
+        return self.models[key]
+
+
+@contextlib.contextmanager
+def make_case(path: Path, package: Path, *, device: str = "cpu", seed: int = 0) -> Iterator[Case]:
+    """Build HF's model of the tiny configuration `path`, store it and run it on every input.
+
+    Raises:
+        InputError: If the configuration is unreadable or too short for its own windows.
+        EnvironmentProblem: If HF cannot build or run it.
+    """
+    config = load_config(path)
+    with quiet(), tempfile.TemporaryDirectory(prefix="trtllm-scaffold-") as folder:
+        reference = reference_model(config, seed)
+        save_checkpoint(reference, Path(folder))
+        case = Case(
+            path, package, config, reference, Path(folder), read_checkpoint(Path(folder)), []
+        )
+        case.device = device
+        for regime in regimes(config):
+            sequences = make_sequences(regime, int(config.vocab_size), seed + 1)
+            expected = [reference_logits(reference, tokens) for tokens in sequences]
+            case.inputs.append(Inputs(regime, sequences, expected))
+        yield case
+
+
+def reference_logits(reference: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """HF's logits [n, vocab_size] in fp32 for `tokens` [n], without a cache."""
+    with torch.inference_mode():
+        logits: torch.Tensor = reference(input_ids=tokens[None]).logits[0]
+    return logits.float()
+
+
+def check_scenario(cases: Sequence[Case], name: str) -> Check:
+    """Run one of `SCENARIOS` for every case, regime and backend in fp32."""
+    problems: list[str] = []
+    errors: dict[str, float] = {}
+    positions = longest = 0
+    for case in cases:
+        problems += [
+            f"{case.path.name} is too short to show {text}" for text in beyond(case.config)
+        ]
+        for inputs in case.inputs:
+            longest = max(longest, *(len(tokens) for tokens in inputs.sequences))
+            for backend in BACKENDS:
+                title = " ".join(filter(None, (case.path.name, inputs.regime.name, backend)))
+                error, count, problem = _run(case, inputs, backend, name)
+                errors[title], positions = error, positions + count
+                if problem:
+                    problems.append(f"{title}: {problem}")
+    measured = {
+        "relative_error": max(errors.values(), default=math.inf),
+        "positions": positions,
+        "longest_sequence": longest,
+        "by_run": errors,
+    }
+    return verdict(
+        f"parity fp32 {name}",
+        list(dict.fromkeys(problems)),
+        measured=finite(measured),
+        bound={"relative_error": FP32_BOUND},
+        shown=2,
+    )
+
+
+def _run(case: Case, inputs: Inputs, backend: str, name: str) -> tuple[float, int, str]:
+    """Largest relative error, positions compared, and what went wrong."""
+    setup = case.setup(inputs, backend)
+    worst, count = 0.0, 0
+    try:
+        with quiet():
+            model = case.model(setup)
+            with Driver(model, setup) as driver:
+                for who, start, logits in SCENARIOS[name](driver, inputs.sequences):
+                    expected = inputs.expected[who][start : start + len(logits)]
+                    if logits.shape != expected.shape:
+                        shapes = f"{list(logits.shape)}, HF gives {list(expected.shape)}"
+                        return math.inf, count, f"the port gives logits {shapes}"
+                    scale = inputs.expected[who]
+                    error = float((logits - expected).abs().max())
+                    error /= max(1.0, float(scale.abs().max()))
+                    worst = max(worst, error if error == error else math.inf)
+                    count += len(logits)
+    except CheckFailed as error:
+        return math.inf, count, str(error)
+    except Exception as error:  # whatever the port raises is a finding about the port
+        where = place(error, case.package)
+        return math.inf, count, describe(error) + (f" at {where}" if where else "")
+    if worst <= FP32_BOUND:
+        return worst, count, ""
+    return worst, count, _explain(case, inputs, backend, worst)
+
+
+def _explain(case: Case, inputs: Inputs, backend: str, worst: float) -> str:
+    """Say how far the logits are off, and which module leaves HF's first."""
+    text = f"logits differ by {worst:.2e} of the largest, allowed {FP32_BOUND:.0e}"
+    try:
+        departure = first_departure(layer_errors(case, inputs, backend))
+    except Exception as error:  # the search must not hide what it searches for
+        return f"{text}; no layer could be compared ({describe(error)})"
+    if departure:
+        return f"{text}; the first to leave HF's is {departure}"
+    return f"{text}; a plain prefill agrees, so look at the cache, positions and lengths"
+
+
+def layer_errors(case: Case, inputs: Inputs, backend: str) -> LayerErrors:
+    """Distance from HF after each stage of one prefill."""
+    setup = case.setup(inputs, backend)
+    title = " ".join(filter(None, (case.path.name, inputs.regime.name, f"{backend} backend")))
+    with quiet(), Driver(case.model(setup), setup) as driver:
+        return compare_stages(
+            driver, case.reference, inputs.sequences[0], title=title, bound=FP32_BOUND
+        )
+
+
+def check_bf16(cases: Sequence[Case]) -> Check:
+    """Compare the port's bf16 error with HF's own, both against HF in fp32.
+
+    The statistic is the RMS error over every logit of every sequence, pooled over seeds that
+    draw new weights: a maximum would compare two single unlucky roundings.
+    """
+    problems: list[str] = []
+    ratios: dict[str, float] = {}
+    for case in cases:
+        try:
+            with quiet():
+                ours, theirs = _bf16_errors(case)
+        except Exception as error:  # whatever the port raises is a finding about the port
+            where = place(error, case.package)
+            problems.append(
+                f"{case.path.name}: {describe(error)}" + (f" at {where}" if where else "")
+            )
+            continue
+        ratio = ours / theirs if theirs else math.inf
+        ratios[case.path.name] = ratio if ratio == ratio else math.inf
+        if not ratio <= BF16_BOUND:
+            problems.append(
+                f"{case.path.name}: RMS error {ours:.3e} in bf16, HF's own is {theirs:.3e}"
+            )
+    measured = {
+        "error_ratio": max(ratios.values(), default=math.inf),
+        "statistic": f"RMS over all logits, {len(_BF16_SEEDS)} seeds",
+        "by_config": ratios,
+    }
+    return verdict(
+        "parity bf16", problems, measured=finite(measured), bound={"error_ratio": BF16_BOUND}
+    )
+
+
+def _bf16_errors(case: Case) -> tuple[float, float]:
+    """RMS error of the port and of HF, in bf16, against HF in fp32."""
+    ours = theirs = 0.0
+    count = 0
+    for seed in _BF16_SEEDS:
+        reference = reference_model(case.config, seed)
+        rounded, weights = as_bfloat16(reference), _stored(reference)
+        for inputs in case.inputs:
+            setup = case.setup(inputs, BACKENDS[0], torch.bfloat16)
+            model = build_model(case.config, weights, setup)
+            for tokens in inputs.sequences[:2]:
+                exact = reference_logits(reference, tokens)
+                with Driver(model, setup) as driver:
+                    ((_, _, found),) = prefill(driver, [tokens])
+                ours += float((found - exact).square().sum())
+                theirs += float((reference_logits(rounded, tokens) - exact).square().sum())
+                count += exact.numel()
+    return math.sqrt(ours / count), math.sqrt(theirs / count)
+
+
+def _stored(reference: nn.Module) -> dict[str, torch.Tensor]:
+    with quiet(), tempfile.TemporaryDirectory(prefix="trtllm-scaffold-") as folder:
+        save_checkpoint(reference, Path(folder))
+        return read_checkpoint(Path(folder))
+
+
+def finite(measured: dict[str, Any]) -> dict[str, Any]:
+    """`measured` with infinities as None: JSON has no word for them."""
+    found: dict[str, Any] = {}
+    for key, value in measured.items():
+        if isinstance(value, dict):
+            value = finite(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            value = None
+        found[key] = value
+    return found

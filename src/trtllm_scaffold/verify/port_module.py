@@ -1,0 +1,182 @@
+"""Import a port as the runtime does, and make the HF model that it must reproduce."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
+from trtllm_scaffold.sources.json_file import parse_object, read_bytes
+
+_MAX_CONFIG_BYTES = 4 * 1024 * 1024
+
+
+def import_port(package: Path) -> ModuleType:
+    """Import the folder `package` by the rule of ``--custom_module_dirs``.
+
+    Its parent goes to the front of ``sys.path`` and its name is imported. An earlier import of
+    a port of that name is forgotten first, so that it is read again for the active generation.
+
+    Raises:
+        CheckFailed: If the import fails; names the place in the port.
+    """
+    forget_port(package)
+    sys.path.insert(0, str(package.parent))
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(package.name)
+    except Exception as error:
+        raise CheckFailed(
+            f"importing {package.name} fails: {describe(error)}", where=place(error, package)
+        ) from error
+    finally:
+        sys.path.remove(str(package.parent))
+
+
+def forget_port(package: Path) -> None:
+    """Drop the modules of `package` from ``sys.modules``."""
+    prefix = package.name + "."
+    for name in [name for name in sys.modules if name == package.name or name.startswith(prefix)]:
+        del sys.modules[name]
+
+
+def describe(error: BaseException) -> str:
+    """One line that says what `error` is."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def place(error: BaseException, package: Path) -> str:
+    """The innermost ``file:line`` inside the port that `error` passed through, or empty."""
+    found = ""
+    step = error.__traceback__
+    while step is not None:
+        name = step.tb_frame.f_code.co_filename
+        if name.startswith(str(package)):
+            found = f"{Path(name).name}:{step.tb_lineno}"
+        step = step.tb_next
+    return found
+
+
+def load_config(path: Path) -> Any:
+    """The HF configuration in the file `path`, of the class that its model_type names.
+
+    Raises:
+        InputError: If it is not a configuration.
+        EnvironmentProblem: If the installed transformers lacks its class.
+    """
+    from transformers import CONFIG_MAPPING
+
+    data = parse_object(read_bytes(path, _MAX_CONFIG_BYTES), str(path))
+    model_type = data.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise EnvironmentProblem(
+            f"transformers has no configuration class for model_type {model_type!r}",
+            where=str(path),
+            hint="install a transformers release that knows it",
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(data)
+    except Exception as error:  # configuration classes validate in their own ways
+        raise InputError(f"transformers rejects it: {describe(error)}", where=str(path)) from error
+    config.architectures = data.get("architectures")
+    return config
+
+
+def reference_model(config: Any, seed: int) -> torch.nn.Module:
+    """HF's model of `config` in fp32, eager attention, every parameter random, eval mode.
+
+    Raises:
+        EnvironmentProblem: If transformers cannot build the model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(config)
+    config.use_cache = False
+    try:
+        with default_dtype(torch.float32):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    except Exception as error:  # model constructors fail in their own ways
+        raise EnvironmentProblem(f"HF cannot build the model: {describe(error)}") from error
+    randomise(model.float(), seed)
+    return model.eval()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Floating-point tensors are made in `dtype` within."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and progress bars of transformers within: a proof speaks through its report."""
+    from transformers.utils import logging
+
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def randomise(model: torch.nn.Module, seed: int) -> None:
+    """Give every parameter, norms and biases too, a random value that no mistake survives.
+
+    Matrices are large enough that attention is far from uniform and logits spread; vectors
+    move away from the 0 or 1 that they start at.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tables = {
+        id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    }
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if id(parameter) in tables:
+                parameter.copy_(noise)
+            elif parameter.dim() >= 2:
+                parameter.copy_(noise * (1.3 / parameter.shape[-1] ** 0.5))
+            else:
+                parameter.add_(noise * 0.3)
+
+
+def as_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy with bf16 parameters; buffers (rotary frequencies) stay fp32, as HF loads them."""
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    twin.config.dtype = torch.bfloat16
+    return twin
+
+
+def save_checkpoint(model: torch.nn.Module, folder: Path) -> None:
+    """Store `model` as HF does, so that names and layouts are those of real checkpoints."""
+    model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+
+
+def read_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the safetensors files in `folder`, by stored name."""
+    from safetensors.torch import load_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(path))
+    return tensors

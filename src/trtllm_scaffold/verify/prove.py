@@ -1,0 +1,238 @@
+"""`prove`: run every check on a port and hand back one report."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError, ScaffoldError
+from trtllm_scaffold.verify.check import check_port
+from trtllm_scaffold.verify.contract import generations_to_check
+from trtllm_scaffold.verify.pool import WorkerPool
+from trtllm_scaffold.verify.port_files import PortFiles, read_port
+from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipped, verdict
+
+Progress = Callable[[str], Any]
+
+_DTYPES = ("float32", "bfloat16", "both")
+
+
+def prove_port(
+    port: Path,
+    *,
+    checkpoint: Path | None = None,
+    tp: Sequence[int] = (1, 2),
+    device: str = "cpu",
+    dtype: str = "both",
+    runtime: str = "auto",
+    trtllm: str | None = None,
+    progress: Progress | None = None,
+    pool: WorkerPool | None = None,
+) -> ProofReport:
+    """Prove the port in folder `port` against its HF model.
+
+    Args:
+        port: What ``trtllm-scaffold new`` wrote.
+        checkpoint: A folder with a real checkpoint: its headers replace the recorded shapes in
+            the load proof. Its weights are not read.
+        tp: Tensor-parallel sizes to compare with one process; PP 2 is always tried.
+        device: ``cpu`` or ``cuda``.
+        dtype: ``float32`` or ``bfloat16`` leaves the parity checks of the other out.
+        runtime: ``auto``, ``standin`` or ``tensorrt_llm``.
+        trtllm: The generation to prove for; the port's own where it is None.
+        progress: Told what is being checked.
+        pool: Worker processes to use, left open; without one they are started and ended here.
+
+    Returns:
+        The report. What a port does wrong is a failed check, never an exception.
+
+    Raises:
+        InputError: If `port` is not a port.
+        UsageError: If an option makes no sense.
+        EnvironmentProblem: If the runtime or HF is missing.
+    """
+    if dtype not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(_DTYPES)}")
+    tell = progress or (lambda _text: None)
+    files = read_port(port)
+    generation = generations_to_check(files, trtllm)[0]
+    with _workers(pool, tp, device) as workers:  # first: they start while we read and import
+        tell("contract and load proof")
+        checks = check_port(port, checkpoint=checkpoint, trtllm=generation)
+        proof = _Proof(files, generation, runtime, device, tuple(tp), dtype, tell)
+        checks += proof.run(workers)
+    return ProofReport(
+        port=str(port),
+        runtime=proof.runtime,
+        device=_device_name(device),
+        reference=_reference(),
+        checks=tuple(checks),
+        layers=tuple(proof.layers),
+    )
+
+
+@contextlib.contextmanager
+def _workers(
+    given: WorkerPool | None, tp: Sequence[int], device: str
+) -> Iterator[WorkerPool | None]:
+    """The pool to use, None on a GPU: its ranks would need one GPU each."""
+    if given is not None or device != "cpu":
+        yield given
+        return
+    # One more than the ranks of the largest job: a worker that has never seen the port.
+    with WorkerPool(max(2, *tp) + 1) as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tiny models lose more by sharing work between threads than they gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Proof:
+    """The checks that run a port, in order, and what they leave behind for the report."""
+
+    def __init__(
+        self,
+        files: PortFiles,
+        generation: str,
+        runtime: str,
+        device: str,
+        tp: tuple[int, ...],
+        dtype: str,
+        tell: Progress,
+    ) -> None:
+        self.files, self.generation, self.choice = files, generation, runtime
+        self.device, self.tp, self.dtype, self.tell = device, tp, dtype, tell
+        self.runtime: dict[str, str] = {}
+        self.layers: list[LayerErrors] = []
+
+    def run(self, workers: WorkerPool | None) -> list[Check]:
+        """Every check that needs the runtime."""
+        import torch
+
+        from trtllm_scaffold.verify.parity import make_case
+        from trtllm_scaffold.verify.port_module import forget_port, import_port
+        from trtllm_scaffold.verify.runtime import start_runtime
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise EnvironmentProblem("no CUDA device", hint="use --device cpu")
+        runtime = start_runtime(self.choice, self.generation, self.device)
+        self.runtime = runtime.to_json()
+        self.tell("import")
+        try:
+            import_port(self.files.package)
+        except CheckFailed as error:
+            return [verdict("import", [str(error)])]
+        configs = self.files.tiny_configs
+        if not configs:
+            return [verdict("parity fp32", ["tests/configs holds no tiny configuration"])]
+        checks: list[Check] = []
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_one_thread())
+            try:
+                cases = [
+                    stack.enter_context(make_case(path, self.files.package, device=self.device))
+                    for path in configs
+                ]
+            except (InputError, CheckFailed) as error:
+                return [verdict("reference", [str(error)])]
+            checks += self._registration(workers, runtime.name)
+            checks += self._parity(cases)
+            checks += self._rules(cases[0])
+            checks += self._parallel(workers, cases, runtime.name)
+        forget_port(self.files.package)
+        return checks
+
+    def _registration(self, workers: WorkerPool | None, runtime: str) -> list[Check]:
+        from trtllm_scaffold.verify.rules import check_registration
+
+        if workers is None:
+            return [skipped("registration", f"no worker processes on {self.device}")]
+        self.tell("registration in a fresh process")
+        config = self.files.tiny_configs[0]
+        return [check_registration(workers, self.files.package, config, runtime, self.generation)]
+
+    def _parity(self, cases: Sequence[Any]) -> list[Check]:
+        from trtllm_scaffold.verify.parity import BACKENDS, check_bf16, check_scenario, layer_errors
+        from trtllm_scaffold.verify.scenarios import SCENARIOS
+
+        checks: list[Check] = []
+        for name in SCENARIOS:
+            if self.dtype == "bfloat16":
+                checks.append(skipped(f"parity fp32 {name}", "--dtype bfloat16 leaves it out"))
+                continue
+            self.tell(f"parity fp32, {name}")
+            checks.append(check_scenario(cases, name))
+        if self.dtype == "float32":
+            checks.append(skipped("parity bf16", "--dtype float32 leaves it out"))
+        else:
+            self.tell("parity bf16")
+            checks.append(check_bf16(cases))
+        for case in cases:
+            for inputs in case.inputs:
+                with contextlib.suppress(Exception):  # the checks above have told why
+                    self.layers.append(layer_errors(case, inputs, BACKENDS[0]))
+        return checks
+
+    def _rules(self, case: Any) -> list[Check]:
+        from trtllm_scaffold.verify.rules import check_lora, check_meta_init
+
+        self.tell("runtime rules")
+        return [
+            check_meta_init(case),
+            check_lora(case),
+            skipped("CUDA graph", "needs a CUDA device")
+            if self.device == "cpu"
+            else skipped("CUDA graph", "not implemented"),
+        ]
+
+    def _parallel(
+        self, workers: WorkerPool | None, cases: Sequence[Any], runtime: str
+    ) -> list[Check]:
+        sizes = sorted({size for size in self.tp if size > 1})
+        names = [f"parallel TP {size}" for size in sizes] + ["parallel PP 2"]
+        if workers is None:
+            return [skipped(name, f"needs several devices, ran on {self.device}") for name in names]
+        from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
+
+        try:
+            jobs = jobs_for(cases, runtime, self.generation)
+        except (ScaffoldError, RuntimeError) as error:
+            return [verdict(name, [f"one process fails already: {error}"]) for name in names]
+        checks = []
+        for size in sizes:
+            self.tell(f"tensor parallel {size}")
+            checks.append(check_parallel(workers, jobs, tp_size=size))
+        self.tell("pipeline parallel 2")
+        return [*checks, check_parallel(workers, jobs, tp_size=1, pp_size=2)]
+
+
+def _device_name(device: str) -> str:
+    if device == "cpu":
+        return "cpu"
+    import torch
+
+    return f"{device} ({torch.cuda.get_device_name()})"
+
+
+def _reference() -> dict[str, str]:
+    import torch
+    import transformers
+
+    return {
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
