@@ -62,6 +62,26 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
+def call_cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line inside this process: as `run_cli`, but what it imports is kept."""
+    from trtllm_scaffold.cli import run
+
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    call.folder = folder  # type: ignore[attr-defined]
+    return call
+
+
+@pytest.fixture
 def run_cli(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the command line in a process of its own, in an empty folder, off the network."""
     folder = tmp_path / "cwd"

@@ -132,15 +132,17 @@ def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: 
         print_json(document)
         return code
     port = clean(document["port"])
-    rows = [("port", f"{port} (dry run: nothing was written)" if dry else port)]
+    absent = "dry run" if dry else "a check failed" if code == FAILED else ""
+    rows = [("port", f"{port} (not written: {absent})" if absent else port)]
     table([*rows, ("package", str(document["package"])), *_support(document["support"])])
     if document["checks"]:
         write("", sys.stdout)
         _check_table(document["checks"])
-    write("", sys.stdout)
     if dry:
+        write("", sys.stdout)
         table([(name,) for name in dry], indent=2)
-    else:
+    elif not absent:
+        write("", sys.stdout)
         first = f"cd {port} && pytest" if document["passed"] else f"trtllm-scaffold prove {port}"
         table([("next", first), ("", f"read {port}/README.md")])
     return code

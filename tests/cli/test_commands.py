@@ -148,7 +148,7 @@ def test_new_passes_its_options_on(new, config, capsys):
         "force": True,
     }
     out = capsys.readouterr().out
-    assert "nothing was written" in out and "  llama_port/__init__.py" in out
+    assert "p (not written: dry run)" in out and "  llama_port/__init__.py" in out
 
 
 def test_new_prints_a_table_and_what_to_do_next(new, config, capsys):
@@ -187,6 +187,13 @@ def test_new_exits_by_its_checks(new, config, capsys, checks, passed, options, c
     new.document |= {"checks": checks, "passed": passed}
     assert run(["new", "--config", config, *options, "--json"]) == code
     assert json.loads(capsys.readouterr().out) == new.document
+
+
+def test_a_new_port_that_failed_is_not_offered(new, config, capsys):
+    new.document |= {"checks": [FAILED], "passed": False}
+    assert run(["new", "--config", config]) == 1
+    out = capsys.readouterr().out
+    assert "p (not written: a check failed)" in out and "next" not in out
 
 
 def test_inspect_prints_facts_support_and_evidence(new, config, capsys):
