@@ -41,7 +41,6 @@ def infer(sources: Sources, classes: HFClasses) -> ModelSpec:
     from trtllm_scaffold.infer.specs import Builder
     from trtllm_scaffold.spec import ModelSpec
 
-    quantization = read_quantization(sources.raw, sources.quant)
     config = build_config(sources.raw, classes)
     observations = [_observe(sources, classes, variant) for variant in _VARIANTS]
     config_class = (classes.config_class.__name__, classes.config_class.__module__)
@@ -49,7 +48,9 @@ def infer(sources: Sources, classes: HFClasses) -> ModelSpec:
     witnesses = Witnesses(sources.raw, names, sources.where, config_class[0])
     _agree(witnesses, observations, config)
     builder = Builder(observations, Fitter([o.config for o in observations], config), witnesses)
-    kinds, pattern, key = layer_kinds(observations, config)
+    sizes = _sizes(builder, config)
+    depth = int(sizes["num_hidden_layers"].value)
+    kinds, pattern, key = layer_kinds(observations, config, depth)
     if key:
         witnesses.config("attention.window", key, f"one of {len(kinds)} kinds for each layer")
     checkpoint, stored = infer_checkpoint(
@@ -60,7 +61,7 @@ def infer(sources: Sources, classes: HFClasses) -> ModelSpec:
         model_type=str(sources.raw["model_type"]),
         architecture=classes.model_class.__name__,
         config_class=config_class,
-        **_sizes(builder, config),
+        **sizes,
         dtype=dtype(sources.raw),
         layer_kinds=tuple(builder.layer(windows) for windows in kinds),
         layer_pattern=pattern,
@@ -68,7 +69,7 @@ def infer(sources: Sources, classes: HFClasses) -> ModelSpec:
         embedding=builder.embedding(),
         head=builder.head(),
         checkpoint=checkpoint,
-        quantization=quantization,
+        quantization=read_quantization(sources.raw, sources.quant),
         proven=True,
         evidence=(*witnesses.evidence, *stored),
     )

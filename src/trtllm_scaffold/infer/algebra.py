@@ -112,7 +112,7 @@ def linear_at(value: Value, graph: Graph) -> Linear | None:
         return _product(graph, node.args[0], node.args[1], None, output)
     if node.name == "addmm" and not node.kwargs:
         bias = _vector(node.args[0], graph)
-        return bias and _product(graph, node.args[1], node.args[2], bias, output)
+        return None if bias is None else _product(graph, node.args[1], node.args[2], bias, output)
     if node.name == "add" and len(node.args) == 2 and not node.kwargs:
         for product, vector in (node.args, node.args[::-1]):
             bias = _vector(vector, graph)

@@ -106,7 +106,9 @@ def _heads(layer: Layer) -> int:
     shape = layer.softmax.outputs[0].shape
     batch, sequence = layer.graph.tokens.shape
     if len(shape) != 4 or shape[0] != batch or shape[2] != sequence:
-        raise _refused(layer, f"attention weights of shape {list(shape)} are not [batch, heads, q, k]")
+        raise _refused(
+            layer, f"attention weights of shape {list(shape)} are not [batch, heads, q, k]"
+        )
     return shape[1]
 
 
@@ -159,9 +161,7 @@ def _rope(layer: Layer, query: Chain, key: Chain) -> RopeFacts | None:
     return first
 
 
-def _scale(
-    layer: Layer, scores: Scores, query: Chain, key: Chain, rope: RopeFacts | None
-) -> float:
+def _scale(layer: Layer, scores: Scores, query: Chain, key: Chain, rope: RopeFacts | None) -> float:
     """The factor on q.k, without the factor that the rotation carries on its dimensions."""
     q, k = query.factors[0].double(), key.factors[0].double()
     product = q * k
@@ -187,7 +187,13 @@ def _norms(
         for chain in (query, key)
     ]
     q, k = query.norm.facts, key.norm.facts
-    alike = (q.kind, q.plus_one, q.weight is None, q.bias is None, abs(q.eps - k.eps) < 1e-3 * q.eps)
+    alike = (
+        q.kind,
+        q.plus_one,
+        q.weight is None,
+        q.bias is None,
+        abs(q.eps - k.eps) < 1e-3 * q.eps,
+    )
     if alike[:4] != (k.kind, k.plus_one, k.weight is None, k.bias is None) or not (
         alike[4] or q.eps == k.eps
     ):
@@ -211,12 +217,15 @@ def _output(layer: Layer, heads: int) -> Linear:
     found = [lin for lin in layer.linears.values() if strip(lin.input) is context]
     if len(found) != 1:
         raise _refused(
-            layer, "the attention's output does not go straight into one projection",
+            layer,
+            "the attention's output does not go straight into one projection",
             "gates and norms between them are not expressed",
         )
     batch, sequence = layer.graph.tokens.shape
     side_by_side = context.data.unflatten(0, (batch, heads)).transpose(1, 2)
-    if not torch.equal(side_by_side.reshape(batch, sequence, -1), found[0].input.data.reshape(batch, sequence, -1)):
+    if not torch.equal(
+        side_by_side.reshape(batch, sequence, -1), found[0].input.data.reshape(batch, sequence, -1)
+    ):
         raise _refused(layer, "the output projection does not see the heads side by side")
     return found[0]
 

@@ -58,7 +58,7 @@ def read_block(layer: Layer, attention_input: Value, attention_output: Linear) -
     total, post = _peel(layer, layer.output)
     if post is not None:
         norms["post_mlp_norm"] = post
-    inner = [value for value, _ in total if _is_norm_of_sum(layer, value, attention_output)]
+    inner = [value for value, _ in total if _is_norm_of_sum(layer, value)]
     if inner:
         return _post(layer, total, inner[0], attention_input, attention_output, norms)
     branches = _branches(layer, total)
@@ -122,7 +122,7 @@ def _peel(layer: Layer, value: Value) -> tuple[list[tuple[Value, float]], NormFa
     return _sum(layer, found.input), found.facts
 
 
-def _is_norm_of_sum(layer: Layer, value: Value, attention_output: Linear) -> bool:
+def _is_norm_of_sum(layer: Layer, value: Value) -> bool:
     """Whether `value` norms the layer's input plus the attention's branch."""
     found = layer.norms.at(value)
     if found is None:
@@ -166,16 +166,14 @@ def _input_of(
     first = _first_linears(layer, down)
     inputs: dict[Value, None] = {}
     for linear in first:
-        inputs[_single(layer, linear.input, middle)] = None
+        inputs[_single(layer, linear.input)] = None
     if len(inputs) != 1:
-        raise Refused(
-            "mlp", "its projections have different inputs", where=layer.name, hint=_HINT
-        )
+        raise Refused("mlp", "its projections have different inputs", where=layer.name, hint=_HINT)
     value = next(iter(inputs))
     if value is layer.input or value is middle:
         return value, None
     found = layer.norms.at(value)
-    return (value, None) if found is None else (_single(layer, found.input, middle), found.facts)
+    return (value, None) if found is None else (_single(layer, found.input), found.facts)
 
 
 def _first_linears(layer: Layer, down: Linear) -> list[Linear]:
@@ -190,7 +188,7 @@ def _first_linears(layer: Layer, down: Linear) -> list[Linear]:
     return found
 
 
-def _single(layer: Layer, value: Value, middle: Value | None) -> Value:
+def _single(layer: Layer, value: Value) -> Value:
     """The atom or sum behind rearrangements."""
     total = _sum(layer, value)
     return total[0][0] if len(total) == 1 and total[0][1] == 1.0 else value
@@ -231,16 +229,26 @@ def _put(norms: dict[str, NormFacts], place: str, facts: NormFacts | None) -> No
 
 
 def _unlabelled(layer: Layer, total: list[tuple[Value, float]]) -> Refused:
+    if _is_routed(layer, total):
+        return Refused(
+            "moe",
+            "the feed-forward routes tokens to experts",
+            where=layer.name,
+            hint="decoders with dense feed-forwards are expressed",
+        )
     shown = " + ".join(f"{factor:g} * {_name(layer, value)}" for value, factor in total)
-    routed = any(
+    return Refused(
+        "block", f"the layer's equation has no label: {shown}", where=layer.name, hint=_HINT
+    )
+
+
+def _is_routed(layer: Layer, total: list[tuple[Value, float]]) -> bool:
+    """Whether a term depends on a choice between several parts."""
+    return any(
         node.name in ("topk", "index_add", "one_hot", "scatter")
         for value, _ in total
         for node in [v.node for v in layer.graph.ancestors(value, [layer.input])]
         if node is not None
-    )
-    axis = "moe" if routed else "block"
-    return Refused(
-        axis, f"the layer's equation has no label: {shown}", where=layer.name, hint=_HINT
     )
 
 

@@ -24,7 +24,11 @@ class Witnesses:
     """
 
     def __init__(
-        self, raw: Mapping[str, Any], attribute_map: Mapping[str, str], where: str, config_class: str
+        self,
+        raw: Mapping[str, Any],
+        attribute_map: Mapping[str, str],
+        where: str,
+        config_class: str,
     ) -> None:
         self._raw = raw
         self._map = attribute_map

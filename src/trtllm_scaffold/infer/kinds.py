@@ -32,9 +32,14 @@ def check_uniform(observation: Observation) -> None:
 
 
 def layer_kinds(
-    observations: Sequence[Observation], real_config: Any
+    observations: Sequence[Observation], real_config: Any, depth: int
 ) -> tuple[tuple[tuple[Window, ...], ...], tuple[int, ...], str]:
     """Find the kinds of layers and the real pattern.
+
+    Args:
+        observations: One per tiny configuration.
+        real_config: The configuration object of the real size.
+        depth: Its number of layers.
 
     Returns:
         For each kind its window in each observation; for each real layer its kind; and the
@@ -44,11 +49,12 @@ def layer_kinds(
         Refused: Layers differ, and no per-layer list of the configuration tells how.
     """
     windows = [tuple(f.attention.window for f in o.layers) for o in observations]
-    depth = int(real_config.num_hidden_layers)
     if all(len(set(w)) == 1 for w in windows):
         return (tuple(w[0] for w in windows),), (0,) * depth, ""
     for name in sorted(real_config.to_dict()):
-        lists = [_strings(o.config, name, len(w)) for o, w in zip(observations, windows, strict=True)]
+        lists = [
+            _strings(o.config, name, len(w)) for o, w in zip(observations, windows, strict=True)
+        ]
         real = _strings(real_config, name, depth)
         if real is None or any(listed is None for listed in lists):
             continue

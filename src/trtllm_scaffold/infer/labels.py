@@ -16,7 +16,7 @@ def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
     layer = first.layer.name
     labels = {fact: (layer, label) for fact, label in _layer_structure(first).items()}
     embedding, head = observation.embedding, observation.head
-    model = {
+    model: dict[str, Label] = {
         "position.kind": position_kind(observation),
         "position.offset": embedding.position_offset,
         "embedding.projection": embedding.projection is not None,
@@ -49,7 +49,7 @@ def position_kind(observation: Observation) -> str:
 
 def norm_label(norm: NormFacts) -> str:
     """Kind, weight, bias and 1+w in words."""
-    parts = [norm.kind]
+    parts: list[str] = [norm.kind]
     parts += ["1+w"] if norm.plus_one else []
     parts += ["without weight"] if norm.weight is None else []
     parts += ["with bias"] if norm.bias is not None else []

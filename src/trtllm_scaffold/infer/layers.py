@@ -104,10 +104,9 @@ def _layer(
             "attention", f"a layer runs softmax attention {times} times", where=name, hint=_HINT
         )
     call = calls[name][0]
-    shape = (*graph.tokens.shape, graph.model.config.hidden_size)  # type: ignore[union-attr]
     if call.input is None or call.output is None:
         raise Refused("block", "the layer's input or output is no tensor", where=name, hint=_HINT)
-    if call.input.shape != call.output.shape or call.input.shape != shape:
+    if call.input.shape != call.output.shape or call.input.shape[:-1] != graph.tokens.shape:
         raise Refused(
             "block",
             f"the layer maps {list(call.input.shape)} to {list(call.output.shape)}, "

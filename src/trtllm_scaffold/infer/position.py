@@ -112,7 +112,7 @@ def _frequencies(angles: torch.Tensor) -> tuple[float, ...]:
 
 
 def geometric_theta(rope: RopeFacts) -> float | None:
-    """theta where frequencies are ``theta ** (-2 j / dim)``, else None."""
+    """Theta where frequencies are ``theta ** (-2 j / dim)``, else None."""
     logs = [math.log(f) for f in rope.frequencies if f > 0]
     if len(logs) != rope.dim // 2 or len(logs) < 2 or abs(logs[0]) > 1e-4:
         return None

@@ -70,7 +70,7 @@ def _seen(observation: Observation) -> RopeFacts:
 
 
 def _theta(observation: Observation) -> float:
-    """theta from the frequencies, or from settings that explain them.
+    """Theta from the frequencies, or from settings that explain them.
 
     Raises:
         InputError: The settings give other frequencies than the trace shows.

@@ -62,14 +62,14 @@ def layer_roles(
     foreign = [name for name in table if not name.startswith(prefix)]
     if foreign:
         raise Refused(
-            "checkpoint", f"{foreign[0]} is used inside a layer but stored outside", where=layer.name
+            "checkpoint",
+            f"{foreign[0]} is used inside a layer but stored outside",
+            where=layer.name,
         )
     return {name.removeprefix(prefix): role for name, role in table.items()}
 
 
-def model_roles(
-    graph: Graph, embedding: EmbeddingFacts, head: HeadFacts
-) -> dict[str, RoleLayout]:
+def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dict[str, RoleLayout]:
     """Roles of the parameters outside the layers, by full names.
 
     A head that shares the embedding's tensor has an entry of its own under its own name.
@@ -92,9 +92,7 @@ def model_roles(
     if embedding.position_weight is not None:
         put(graph.names[embedding.position_weight][0], "position.weight")
     if head.final_norm is not None:
-        for name, part in ((head.final_norm.weight, "weight"), (head.final_norm.bias, "bias")):
-            if name is not None:
-                put(name, f"final_norm.{part}")
+        _put_norm(table, head.final_norm, "final_norm", per_layer=False)
     return table
 
 
@@ -115,7 +113,8 @@ def check_all_used(graph: Graph, prefix: str, used: set[str]) -> None:
         used: Names that have a role.
     """
     left = [
-        names for value, names in graph.names.items()
+        names
+        for value, names in graph.names.items()
         if value in graph.parameters and not used.intersection(names)
     ]
     if left:
@@ -167,7 +166,9 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     return "per_head" if groups == queries.shape[0] else "per_group"
 
 
-def _put_norm(table: dict[str, RoleLayout], facts: NormFacts, role: str) -> None:
+def _put_norm(
+    table: dict[str, RoleLayout], facts: NormFacts, role: str, *, per_layer: bool = True
+) -> None:
     for name, part in ((facts.weight, "weight"), (facts.bias, "bias")):
         if name is not None:
-            table[name] = RoleLayout((f"{role}.{part}",))
+            table[name] = RoleLayout((f"{role}.{part}",), per_layer=per_layer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.evidence import Witnesses
+from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Window
 from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.norm import NormFacts
@@ -180,11 +181,10 @@ class Builder:
         return self._layer_fit(f"block.{which}", lambda f: getattr(f.block, which))
 
     def _layer_fit(self, fact: str, read: Callable[[LayerFacts], int | float]) -> Quantity:
-        return self.fit(fact, lambda o: read(o.layers[0]))
+        hints = SYNONYMS.get(fact.rpartition(".")[2], ())
+        return self.fit(fact, lambda o: read(o.layers[0]), hints=hints)
 
-    def _optional(
-        self, fact: str, read: Callable[[LayerFacts], float | None]
-    ) -> Quantity | None:
+    def _optional(self, fact: str, read: Callable[[LayerFacts], float | None]) -> Quantity | None:
         if read(self.first) is None:
             return None
         return self.fit(fact, lambda o: read(o.layers[0]) or 0.0)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.effective import one_line
 
 #: Shape of the traced input: several sequences, longer than every window of a tiny configuration.
 BATCH, SEQUENCE = 2, 12
@@ -26,7 +27,7 @@ def build(raw: dict[str, Any], config_class: type, model_class: type, *, seed: i
         seed: Of the generator that draws every parameter.
 
     Raises:
-        InputError: The classes do not accept the configuration.
+        Refused: The classes do not accept the configuration.
     """
     try:
         config = config_class.from_dict(dict(raw))  # type: ignore[attr-defined]
@@ -34,16 +35,11 @@ def build(raw: dict[str, Any], config_class: type, model_class: type, *, seed: i
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = model_class(config)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ZeroDivisionError,
-    ) as err:
-        raise InputError(
-            f"{model_class.__name__} cannot be built from this configuration: {_first_line(err)}",
+    except Exception as err:  # HF classes raise whatever a hostile value provokes
+        raise Refused(
+            "model",
+            f"{model_class.__name__} cannot be built at a tiny size, so nothing can be observed: "
+            f"{one_line(err)}",
             where=f"{config_class.__module__}.{config_class.__name__}",
         ) from err
     model = model.float().eval()
@@ -74,11 +70,8 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 def token_ids(model: nn.Module, seed: int) -> torch.Tensor:
     """Random ids [BATCH, SEQUENCE], clear of the special tokens at the start."""
-    vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    vocabulary = int(embedding.weight.shape[0])
     generator = torch.Generator().manual_seed(seed + 1)
     low = min(_FIRST_TOKEN, vocabulary - 1)
     return torch.randint(low, vocabulary, (BATCH, SEQUENCE), generator=generator)
-
-
-def _first_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0][:200]

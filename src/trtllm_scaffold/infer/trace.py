@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from trtllm_scaffold.errors import InputError, Refused
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts, read_attention
 from trtllm_scaffold.infer.block import BlockFacts, read_block
+from trtllm_scaffold.infer.effective import one_line
 from trtllm_scaffold.infer.embedding import EmbeddingFacts, read_embedding
-from trtllm_scaffold.infer.graph import Graph, record
+from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.head import HeadFacts, read_head
 from trtllm_scaffold.infer.layers import Layer, find_layers
 from trtllm_scaffold.infer.mlp import MlpFacts, read_mlp
 from trtllm_scaffold.infer.norm import NormReader
+from trtllm_scaffold.infer.record import record
 from trtllm_scaffold.infer.roles import RoleLayout, check_all_used, layer_roles, model_roles
 from trtllm_scaffold.infer.tiny import build, token_ids
 
@@ -51,7 +54,9 @@ class Observation:
     roles: dict[str, RoleLayout]
 
 
-def observe(raw: Mapping[str, Any], config_class: type, model_class: type, seed: int) -> Observation:
+def observe(
+    raw: Mapping[str, Any], config_class: type, model_class: type, seed: int
+) -> Observation:
     """Build, randomise and trace one tiny model, and read it.
 
     Args:
@@ -61,16 +66,17 @@ def observe(raw: Mapping[str, Any], config_class: type, model_class: type, seed:
         seed: Of parameters and tokens.
 
     Raises:
-        Refused: A part of the model has no label; names the axis.
-        InputError: The classes do not build or run with this configuration.
+        Refused: A part of the model has no label; names the axis. Or the classes do not build
+            or run at this size.
     """
     model = build(dict(raw), config_class, model_class, seed=seed)
     try:
         graph = record(model, token_ids(model, seed))
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as err:
-        lines = str(err).strip().splitlines() or [type(err).__name__]
-        raise InputError(
-            f"{model_class.__name__} does not run on a tiny instance: {lines[0][:200]}"
+    except Exception as err:  # the model's own code raises whatever it likes
+        raise Refused(
+            "model",
+            f"{model_class.__name__} does not run at a tiny size, so nothing can be observed: "
+            f"{one_line(err)}",
         ) from err
     return read(graph)
 
@@ -84,14 +90,14 @@ def read(graph: Graph) -> Observation:
     norms = NormReader(graph)
     name, layers = find_layers(graph, norms)
     facts = tuple(_read_layer(layer) for layer in layers)
-    embedding = read_embedding(graph, norms, layers[0].input)
-    head = read_head(graph, norms, layers[-1].output)
+    with _labelled("embedding", "the first layer's input"):
+        embedding = read_embedding(graph, norms, layers[0].input)
+    with _labelled("head", "the logits"):
+        head = read_head(graph, norms, layers[-1].output)
     roles = {f"{name}.{{i}}.{key}": role for key, role in facts[0].roles.items()}
     for other in facts[1:]:
         if other.roles != facts[0].roles:
-            raise Refused(
-                "checkpoint", "layers store different parameters", where=other.layer.name
-            )
+            raise Refused("checkpoint", "layers store different parameters", where=other.layer.name)
     roles.update(model_roles(graph, embedding, head))
     used = {key.replace("{i}", str(i)) for key in roles for i in range(len(layers))}
     check_all_used(graph, name, used)
@@ -99,7 +105,19 @@ def read(graph: Graph) -> Observation:
 
 
 def _read_layer(layer: Layer) -> LayerFacts:
-    attention = read_attention(layer)
-    block = read_block(layer, attention.input, attention.output)
-    mlp = read_mlp(layer, block.down)
+    with _labelled("attention", layer.name):
+        attention = read_attention(layer)
+    with _labelled("block", layer.name):
+        block = read_block(layer, attention.input, attention.output)
+    with _labelled("mlp", layer.name):
+        mlp = read_mlp(layer, block.down)
     return LayerFacts(layer, attention, mlp, block, layer_roles(layer, attention, mlp, block))
+
+
+@contextmanager
+def _labelled(axis: str, where: str) -> Iterator[None]:
+    """Turn what goes wrong on shapes that no rule foresaw into a refusal of the axis."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as err:
+        raise Refused(axis, f"its structure has no label ({one_line(err)})", where=where) from err
