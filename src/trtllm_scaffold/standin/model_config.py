@@ -90,7 +90,8 @@ class ModelConfig(Generic[TConfig]):
     def torch_dtype(self) -> torch.dtype:
         """Dtype of the model: that of the config, else bfloat16."""
         config = self.pretrained_config
-        found = getattr(config, "torch_dtype", None) or getattr(config, "dtype", None)
+        # transformers 5 warns about the old name.
+        found = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
         return found or torch.bfloat16
 
     @property
@@ -150,7 +151,8 @@ class ModelConfig(Generic[TConfig]):
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(checkpoint_dir, trust_remote_code=trust_remote_code)
-        config.torch_dtype = getattr(config, "dtype", None)
+        if not hasattr(type(config), "torch_dtype"):  # transformers 5 has it as a property
+            config.torch_dtype = getattr(config, "dtype", None)
         for key, value in (kwargs.pop("model_kwargs", None) or {}).items():
             _override(config, key, value)
         kwargs["moe_backend"] = cls.resolve_moe_backend(

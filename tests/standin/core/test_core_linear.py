@@ -178,7 +178,12 @@ def test_ignore_tensor_parallel_keeps_the_whole_tensor():
     config = WeightsLoadingConfig(ignore_tensor_parallel=True)
     mapping = Mapping(world_size=2, tp_size=2, rank=1)
     layer = Linear(
-        4, 6, bias=False, mapping=mapping, tensor_parallel_mode=COLUMN, weights_loading_config=config
+        4,
+        6,
+        bias=False,
+        mapping=mapping,
+        tensor_parallel_mode=COLUMN,
+        weights_loading_config=config,
     )
     local = torch.randn(3, 4)
     layer.load_weights([{"weight": local}])
@@ -197,7 +202,9 @@ def test_partial_loading_fills_one_part_and_leaves_the_others(generation):
     layer.weight.data.zero_()
     k = torch.randn(1, 3)
     layer.load_weights([{}, {"weight": k}, {}], allow_partial_loading=True)
-    torch.testing.assert_close(layer.weight.data, torch.cat((torch.zeros(2, 3), k, torch.zeros(1, 3))))
+    torch.testing.assert_close(
+        layer.weight.data, torch.cat((torch.zeros(2, 3), k, torch.zeros(1, 3)))
+    )
 
 
 def test_fused_reduction_is_refused_at_size_one(generation):
