@@ -108,12 +108,12 @@ def _report_missing(
 
 def _check_siblings(rules: Rules, module: PortModule) -> None:
     """A name imported from a sibling must be defined there, or importing the port fails."""
-    for alias, (stem, name) in module.siblings.items():
+    for alias, (stem, name, line) in module.siblings.items():
         sibling = rules.names.modules.get(stem)
         if sibling is None:
-            rules.report(module, _At(1), f"{alias} comes from .{stem}, and there is no {stem}.py")
+            rules.report(module, _At(line), f"{alias} comes from .{stem}, there is no {stem}.py")
         elif name and name != "*" and name not in _defined(sibling):
-            rules.report(module, _At(1), f"{sibling.file} defines no {name!r}")
+            rules.report(module, _At(line), f"{sibling.file} defines no {name!r}")
 
 
 def _defined(module: PortModule) -> set[str]:

@@ -39,7 +39,7 @@ class Names:
                 if item.name and self.contract.find(item.module, item.name) is not None:
                     return self.contract.resolve(item.module, item.name)
             return None
-        stem, original = module.siblings.get(name, ("", ""))
+        stem, original, _ = module.siblings.get(name, ("", "", 0))
         sibling = self.modules.get(stem)
         return self.resolve(sibling, original) if sibling is not None and original else None
 
@@ -57,7 +57,7 @@ class Names:
         path = ast.unparse(node)
         first, _, rest = path.partition(".")
         if first in scope.module.siblings and "." not in rest:  # from . import _trtllm
-            stem, original = scope.module.siblings[first]
+            stem, original, _ = scope.module.siblings[first]
             sibling = self.modules.get(stem)
             if sibling is not None and not original:
                 return self.resolve(sibling, rest)

@@ -73,17 +73,16 @@ class Rules:
 
     def _check_call(self, call: ast.Call, scope: Scope) -> None:
         target = callee(self.names, call, scope)
-        if target is None:
-            return
-        what, parameters, positional_limit = target
-        if parameters is None:
+        if target is None or target.parameters is None:
             return
         self.calls += 1
-        for text in call_problems(what, parameters, call):
+        for text in call_problems(target.name, target.parameters, call, strict=target.strict):
             self.report(scope.module, call, text)
-        if positional_limit is not None and len(call.args) > positional_limit:
-            named = ", ".join(item.name for item in parameters[positional_limit : len(call.args)])
-            self.report(scope.module, call, f"{what}: pass {named or 'these arguments'} by keyword")
+        limit = target.positional
+        if limit is not None and len(call.args) > limit:
+            extra = [item.name for item in target.parameters[limit : len(call.args)]]
+            named = ", ".join(extra) or "these arguments"
+            self.report(scope.module, call, f"{target.name}: pass {named} by keyword")
 
     def _check_member(self, node: ast.Attribute, scope: Scope) -> None:
         symbol = self.names.reference(node.value, scope)

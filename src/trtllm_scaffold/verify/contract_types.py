@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from trtllm_scaffold.targets.contract import Parameter, Symbol
 from trtllm_scaffold.verify.contract_names import Names, Reference, Scope
 from trtllm_scaffold.verify.port_ast import LocalClass, LocalFunction, parameters_of
 
-#: Name of what is called, its parameters (None if unread), and how many may go by position.
-Callee = tuple[str, tuple[Parameter, ...] | None, int | None]
+
+@dataclass(frozen=True)
+class Callee:
+    """What a call calls.
+
+    Attributes:
+        name: As violations name it.
+        parameters: None where they were not read.
+        positional: How many arguments may go by position, None for any.
+        strict: Its ``**kwargs`` swallow what they do not know.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...] | None
+    positional: int | None = None
+    strict: bool = False
+
 
 #: Constructors of which the leading arguments read better by position.
 POSITIONAL_ARGUMENTS = {
@@ -44,20 +60,20 @@ def callee(names: Names, call: ast.Call, scope: Scope) -> Callee | None:
 
 def _construct(names: Names, target: Reference) -> Callee | None:
     if isinstance(target, LocalFunction):
-        return target.node.name, parameters_of(target.node.args, method=False), None
+        return Callee(target.node.name, parameters_of(target.node.args, method=False))
     if isinstance(target, LocalClass):
         own = target.method("__init__")
         if own is not None:
-            return target.node.name, parameters_of(own.args, method=True), None
+            return Callee(target.node.name, parameters_of(own.args, method=True))
         for base in names.bases(target):
             return _construct(names, base)
         return None
     if target.kind == "enum" or target.kind == "variable":
         return None
     if target.kind == "function":
-        return target.name, target.parameters, _required(target)
+        return Callee(target.name, target.parameters, _required(target))
     limit = POSITIONAL_ARGUMENTS.get(target.name, 0)
-    return target.name, names.contract.constructor(target), limit
+    return Callee(target.name, names.contract.constructor(target), limit)
 
 
 def _required(symbol: Symbol) -> int:
@@ -70,12 +86,11 @@ def _super_call(names: Names, name: str, owner: LocalClass) -> Callee | None:
             own = base.method(name)
             if own is not None:
                 what = f"{base.node.name}.{name}"
-                return what, parameters_of(own.args, method=True), None
+                return Callee(what, parameters_of(own.args, method=True))
         elif isinstance(base, Symbol):
             if name == "__init__":
                 return _construct(names, base)
-            method = names.method(base, name)
-            return None if method is None else (f"{base.name}.{name}", method.parameters, None)
+            return _method(names, base, name)
     return None
 
 
@@ -83,7 +98,7 @@ def _static_call(names: Names, owner: Symbol, name: str) -> Callee | None:
     method = names.method(owner, name)
     if method is None or method.decorator not in ("staticmethod", "classmethod"):
         return None
-    return f"{owner.name}.{name}", method.parameters, None
+    return Callee(f"{owner.name}.{name}", method.parameters)
 
 
 def _forward(names: Names, held: Reference) -> Callee | None:
@@ -93,12 +108,18 @@ def _forward(names: Names, held: Reference) -> Callee | None:
     if isinstance(held, LocalClass):
         own = held.method("forward")
         if own is not None:
-            return f"{held.node.name}.forward", parameters_of(own.args, method=True), None
+            return Callee(f"{held.node.name}.forward", parameters_of(own.args, method=True))
         for base in names.bases(held):
             return _forward(names, base)
         return None
-    method = names.method(held, "forward")
-    return None if method is None else (f"{held.name}.forward", method.parameters, None)
+    return _method(names, held, "forward")
+
+
+def _method(names: Names, owner: Symbol, name: str) -> Callee | None:
+    method = names.method(owner, name)
+    if method is None:
+        return None
+    return Callee(f"{owner.name}.{name}", method.parameters, strict=name == "forward")
 
 
 def _is_super(node: ast.expr) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,9 @@ from trtllm_scaffold.verify.weight_table import WeightTable, read_weight_table
 
 #: Indices are this far apart, so that a norm's "+ 1" at load still shows which one it was.
 _SPACING = 4
+
+#: The layer's number in a name.
+_LAYER = re.compile(r"\.\d+\.")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -59,9 +63,10 @@ def check_load(
     try:
         table = read_weight_table(port.weights_module)
         problems = _table_problems(table, port.tensors, wanted)
-        problems += _shape_problems(table, stored, wanted, real)
         if not problems:
-            problems += _index_problems(table, port, real)
+            problems = _shape_problems(table, stored, wanted, real)
+        if not problems:
+            problems = _index_problems(table, port, real)
     except CheckFailed as error:
         problems = [str(error)]
     split = {size: obstacle(wanted, size) for size in TP_SIZES}
@@ -69,7 +74,9 @@ def check_load(
         problems += tiling_problems(wanted, size)
     measured["largest_tp"] = max((size for size, why in split.items() if not why), default=0)
     measured["cannot_split"] = {str(size): why for size, why in split.items() if why}
-    return verdict("load", problems, measured=measured, bound={"unused": 0, "unfilled": 0})
+    return verdict(
+        "load", _once_per_layer(problems), measured=measured, bound={"unused": 0, "unfilled": 0}
+    )
 
 
 def _expand(tensors: tuple[StoredTensor, ...]) -> Shapes:
@@ -196,6 +203,17 @@ def _index_problems(table: WeightTable, port: PortFiles, real: Mapping[str, int]
     return _use_problems(found, arrays, kept, starts, first)
 
 
+def _once_per_layer(problems: list[str]) -> list[str]:
+    """Say what is wrong with every layer once."""
+    found: dict[str, list[str]] = {}
+    for text in problems:
+        found.setdefault(_LAYER.sub(".{i}.", text, count=1), []).append(text)
+    return [
+        texts[0] + (f" (and {len(texts) - 1} layers more)" if len(texts) > 1 else "")
+        for texts in found.values()
+    ]
+
+
 def _use_problems(
     found: Mapping[str, Any],
     arrays: Mapping[str, Any],
@@ -224,12 +242,8 @@ def _use_problems(
 
 
 def _pattern(name: str) -> str:
-    """A stored name with its first number, the layer, written as ``{i}``."""
-    parts = name.split(".")
-    for place, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join([*parts[:place], "{i}", *parts[place + 1 :]])
-    return name
+    """A stored name with its layer written as ``{i}``."""
+    return _LAYER.sub(".{i}.", name, count=1)
 
 
 def _small_shapes(

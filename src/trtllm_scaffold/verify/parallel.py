@@ -16,10 +16,9 @@ from trtllm_scaffold.verify.locate import relative_error
 from trtllm_scaffold.verify.parity import Case
 from trtllm_scaffold.verify.pool import WorkerPool
 from trtllm_scaffold.verify.port_module import (
-    describe,
+    finding,
     import_port,
     load_config,
-    place,
     quiet,
     read_checkpoint,
 )
@@ -81,9 +80,7 @@ def run_rank(job: Job, rank: int) -> list[tuple[int, int, Any]] | None:
         with quiet():
             results = _logits(job, rank)
     except Exception as error:
-        raise CheckFailed(
-            f"rank {rank} of {world}: {describe(error)}", where=place(error, job.package)
-        ) from error
+        raise CheckFailed(f"rank {rank} of {world}: {finding(error, job.package)}") from error
     finally:
         if world > 1:
             dist.destroy_process_group()

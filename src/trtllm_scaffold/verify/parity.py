@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trtllm_scaffold.errors import CheckFailed
 from trtllm_scaffold.verify.harness import Driver, Setup, build_model
 from trtllm_scaffold.verify.locate import compare_stages, first_departure
 from trtllm_scaffold.verify.port_module import (
     as_bfloat16,
     describe,
+    finding,
     load_config,
-    place,
     quiet,
     read_checkpoint,
     reference_model,
@@ -174,11 +173,8 @@ def _run(case: Case, inputs: Inputs, backend: str, name: str) -> tuple[float, in
                     error /= max(1.0, float(scale.abs().max()))
                     worst = max(worst, error if error == error else math.inf)
                     count += len(logits)
-    except CheckFailed as error:
-        return math.inf, count, str(error)
     except Exception as error:  # whatever the port raises is a finding about the port
-        where = place(error, case.package)
-        return math.inf, count, describe(error) + (f" at {where}" if where else "")
+        return math.inf, count, finding(error, case.package)
     if worst <= FP32_BOUND:
         return worst, count, ""
     return worst, count, _explain(case, inputs, backend, worst)
@@ -219,10 +215,7 @@ def check_bf16(cases: Sequence[Case]) -> Check:
             with quiet():
                 ours, theirs = _bf16_errors(case)
         except Exception as error:  # whatever the port raises is a finding about the port
-            where = place(error, case.package)
-            problems.append(
-                f"{case.path.name}: {describe(error)}" + (f" at {where}" if where else "")
-            )
+            problems.append(f"{case.path.name}: {finding(error, case.package)}")
             continue
         ratio = ours / theirs if theirs else math.inf
         ratios[case.path.name] = ratio if ratio == ratio else math.inf

@@ -48,9 +48,9 @@ class WorkerPool:
         pairs = [socket.socketpair() for _ in range(size)]
         descriptors = [child.fileno() for _, child in pairs]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the pool)
-        command = [sys.executable, "-m", "trtllm_scaffold.verify.worker", *map(str, descriptors)]
+        start = f"from trtllm_scaffold.verify.worker import main; main({descriptors})"
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", start],
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -172,7 +172,7 @@ def _environment() -> dict[str, str]:
         "MKL_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", _loopback()),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONSAFEPATH": "1",  # a file of the working directory must not replace a library
     }
 
 

@@ -48,7 +48,7 @@ class PortModule:
         stem: Module name inside the package.
         tree: The parsed file.
         bindings: Names bound to TensorRT-LLM symbols or modules.
-        siblings: Names imported from another module of the package: (module stem, name).
+        siblings: Names imported from another module of the package: (module stem, name, line).
         classes, functions: Top-level definitions.
     """
 
@@ -56,7 +56,7 @@ class PortModule:
     stem: str
     tree: ast.Module
     bindings: dict[str, Binding] = field(default_factory=dict)
-    siblings: dict[str, tuple[str, str]] = field(default_factory=dict)
+    siblings: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     classes: dict[str, ast.ClassDef] = field(default_factory=dict)
     functions: dict[str, ast.FunctionDef] = field(default_factory=dict)
 
@@ -151,7 +151,8 @@ def _bind(
         elif _is_tensorrt(node.module or ""):
             _add(module, alias, Alternative(node.module or "", item.name, node.lineno), chain)
         elif (stem := _sibling(node, package)) is not None:
-            module.siblings[alias] = (stem or item.name, item.name if stem else "")
+            source = (stem, item.name) if stem else (item.name, "")
+            module.siblings[alias] = (*source, node.lineno)
 
 
 def _is_tensorrt(name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
+from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError, ScaffoldError
 from trtllm_scaffold.sources.json_file import parse_object, read_bytes
 
 _MAX_CONFIG_BYTES = 4 * 1024 * 1024
@@ -29,6 +29,7 @@ def import_port(package: Path) -> ModuleType:
         CheckFailed: If the import fails; names the place in the port.
     """
     forget_port(package)
+    _forget_registrations()
     sys.path.insert(0, str(package.parent))
     importlib.invalidate_caches()
     try:
@@ -48,6 +49,15 @@ def forget_port(package: Path) -> None:
         del sys.modules[name]
 
 
+def _forget_registrations() -> None:
+    """Drop the architectures of ports imported before: none of them may stand in for this one."""
+    registry = importlib.import_module("tensorrt_llm._torch.models.modeling_utils")
+    classes = registry.MODEL_CLASS_MAPPING
+    for name in list(classes):
+        if not classes[name].__module__.startswith(("tensorrt_llm.", "trtllm_scaffold.standin.")):
+            del classes[name]
+
+
 def describe(error: BaseException) -> str:
     """One line that says what `error` is."""
     text = " ".join(str(error).split())
@@ -64,6 +74,14 @@ def place(error: BaseException, package: Path) -> str:
             found = f"{Path(name).name}:{step.tb_lineno}"
         step = step.tb_next
     return found
+
+
+def finding(error: Exception, package: Path) -> str:
+    """What `error`, raised while the port ran, says about it: one line, with the place."""
+    if isinstance(error, ScaffoldError):
+        return str(error)
+    where = place(error, package)
+    return describe(error) + (f" at {where}" if where else "")
 
 
 def load_config(path: Path) -> Any:

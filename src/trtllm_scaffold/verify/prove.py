@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError, ScaffoldError
+from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
 from trtllm_scaffold.verify.pool import WorkerPool
@@ -206,11 +206,13 @@ class _Proof:
         if workers is None:
             return [skipped(name, f"needs several devices, ran on {self.device}") for name in names]
         from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
+        from trtllm_scaffold.verify.port_module import finding
 
         try:
             jobs = jobs_for(cases, runtime, self.generation)
-        except (ScaffoldError, RuntimeError) as error:
-            return [verdict(name, [f"one process fails already: {error}"]) for name in names]
+        except Exception as error:  # whatever the port raises is a finding about the port
+            text = f"one process fails already: {finding(error, self.files.package)}"
+            return [verdict(name, [text]) for name in names]
         checks = []
         for size in sizes:
             self.tell(f"tensor parallel {size}")

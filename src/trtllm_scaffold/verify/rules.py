@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trtllm_scaffold.errors import CheckFailed, ScaffoldError
+from trtllm_scaffold.errors import CheckFailed
 from trtllm_scaffold.targets.contract import GENERATIONS
 from trtllm_scaffold.verify.harness import (
     Driver,
@@ -21,15 +21,16 @@ from trtllm_scaffold.verify.harness import (
     model_config,
     runtime_api,
 )
+from trtllm_scaffold.verify.locate import relative_error
 from trtllm_scaffold.verify.parity import BACKENDS, FP32_BOUND, Case
 from trtllm_scaffold.verify.pool import WorkerPool
-from trtllm_scaffold.verify.port_module import describe, import_port, load_config, place, quiet
+from trtllm_scaffold.verify.port_module import finding, import_port, load_config, quiet
 from trtllm_scaffold.verify.report import Check, verdict
 from trtllm_scaffold.verify.runtime import start_runtime
 
 
 def check_meta_init(case: Case) -> Check:
-    """The model is built under the runtime's meta mode, made real, filled, and still right."""
+    """Built under the runtime's meta mode, made real and filled, the model computes the same."""
     inputs = case.inputs[0]
     setup = case.setup(inputs, BACKENDS[0])
     problems: list[str] = []
@@ -41,7 +42,8 @@ def check_meta_init(case: Case) -> Check:
             measured["parameters_made_early"] = len(left)
             _materialise(model, setup.device)
             load_model(model, case.weights)
-            error = _prefill_error(case, model, setup)
+            expected = _prefill(case, case.model(setup), setup)
+            error = relative_error(_prefill(case, model, setup), expected)
         measured["relative_error"] = error
         if not error <= FP32_BOUND:
             problems.append(
@@ -49,7 +51,7 @@ def check_meta_init(case: Case) -> Check:
                 "something computed in a constructor is lost or never set"
             )
     except Exception as error:  # whatever the port raises is a finding about the port
-        problems.append(_found(error, case.package) + ": the loader would fall back to the CPU")
+        problems.append(finding(error, case.package) + ": the loader would fall back to the CPU")
     return verdict(
         "meta initialisation", problems, measured=measured, bound={"relative_error": FP32_BOUND}
     )
@@ -73,14 +75,12 @@ def _materialise(model: nn.Module, device: str) -> None:
     model._apply(real)
 
 
-def _prefill_error(case: Case, model: Any, setup: Setup) -> float:
-    inputs = case.inputs[0]
-    tokens, expected = inputs.sequences[0], inputs.expected[0]
+def _prefill(case: Case, model: Any, setup: Setup) -> torch.Tensor:
+    """Logits [n, vocab_size] of the first sequence."""
+    tokens = case.inputs[0].sequences[0]
     with Driver(model, setup) as driver:
         driver.reserve({0: len(tokens)})
-        logits = driver.forward([Piece(0, tokens, 0, True)])[0]
-    error = float((logits - expected).abs().max()) / max(1.0, float(expected.abs().max()))
-    return error if error == error else float("inf")
+        return driver.forward([Piece(0, tokens, 0, True)])[0]
 
 
 def check_lora(case: Case) -> Check:
@@ -98,7 +98,7 @@ def check_lora(case: Case) -> Check:
                     [Piece(0, inputs.sequences[0][:4], 0, True)], lora_params=dict(_SENTINEL)
                 )
     except Exception as error:  # whatever the port raises is a finding about the port
-        problems.append(_found(error, case.package))
+        problems.append(finding(error, case.package))
     missed = [name for name, seen in reached.items() if not seen]
     if missed and not problems:
         problems.append(f"lora_params never arrive at {', '.join(missed[:3])}")
@@ -177,10 +177,8 @@ def _register(package: Path, config: Path, runtime: str, generation: str) -> str
             model = runtime_api().AutoModelForCausalLM.from_config(
                 model_config(pretrained, Setup(max_seq_len=int(pretrained.max_position_embeddings)))
             )
-    except ScaffoldError as error:
-        return str(error)
     except Exception as error:  # whatever the port raises is a finding about the port
-        return _found(error, package)
+        return finding(error, package)
     if before and type(model) is before:
         return f"{type(model).__name__} was registered before the port was imported"
     if not type(model).__module__.startswith(module.__name__):
@@ -192,8 +190,3 @@ def _registered(architecture: str) -> type | None:
     registry = importlib.import_module("tensorrt_llm._torch.models.modeling_utils")
     found: type | None = registry.MODEL_CLASS_MAPPING.get(architecture)
     return found
-
-
-def _found(error: BaseException, package: Path) -> str:
-    where = place(error, package)
-    return describe(error) + (f" at {where}" if where else "")

@@ -9,8 +9,17 @@ from trtllm_scaffold.targets.contract import Parameter
 _POSITIONAL = "positional_or_keyword"
 
 
-def call_problems(what: str, parameters: tuple[Parameter, ...], call: ast.Call) -> list[str]:
-    """What is wrong with the arguments of `call` to `what`, one sentence each."""
+def call_problems(
+    what: str, parameters: tuple[Parameter, ...], call: ast.Call, *, strict: bool
+) -> list[str]:
+    """What is wrong with the arguments of `call` to `what`, one sentence each.
+
+    Args:
+        what: What is called, as problems name it.
+        parameters: What it takes.
+        call: The call.
+        strict: Its ``**kwargs`` swallow unknown keywords: a misspelt option would be lost.
+    """
     positional = [item.name for item in parameters if item.kind == _POSITIONAL]
     by_name = {item.name for item in parameters if item.kind in (_POSITIONAL, "keyword_only")}
     kinds = {item.kind for item in parameters}
@@ -19,7 +28,7 @@ def call_problems(what: str, parameters: tuple[Parameter, ...], call: ast.Call) 
     given = [item.arg for item in call.keywords if item.arg is not None]
 
     problems = []
-    if "var_keyword" not in kinds:
+    if strict or "var_keyword" not in kinds:
         problems += [f"{what} has no parameter {name!r}" for name in given if name not in by_name]
     if not starred and "var_positional" not in kinds and len(call.args) > len(positional):
         problems.append(

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+
+from trtllm_scaffold.errors import ScaffoldError
 
 #: Imported once, before the ranks are forked.
 _PRELOAD = (
@@ -73,7 +74,9 @@ def _serve(connection: Connection) -> None:
         try:
             answer = _run(task)
         except BaseException as error:  # whatever it is, the pool's owner must hear of it
-            summary = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            summary = " ".join(str(error).split())
+            if not isinstance(error, ScaffoldError):
+                summary = f"{type(error).__name__}: {summary}"
             answer = Failure(summary, traceback.format_exc())
         try:
             connection.send(answer)
@@ -84,7 +87,3 @@ def _serve(connection: Connection) -> None:
 def _run(task: Task) -> Any:
     module, _, name = task.function.partition(":")
     return getattr(importlib.import_module(module), name)(**task.arguments)
-
-
-if __name__ == "__main__":
-    main([int(text) for text in sys.argv[1:]])
