@@ -163,6 +163,20 @@ class WorkerPool:
         return self._log.read()[-4000:].decode(errors="replace")
 
 
+_warm: list[WorkerPool] = []
+
+
+def warm_up(size: int = 3) -> None:
+    """Start a pool for later proofs, while their caller does something else; ended at exit."""
+    if not any(not pool.closed and pool.size >= size for pool in _warm):
+        _warm.append(WorkerPool(size))
+
+
+def warm_pool(size: int) -> WorkerPool | None:
+    """The pool that `warm_up` started, if it is open and large enough. Not to be closed."""
+    return next((pool for pool in _warm if not pool.closed and pool.size >= size), None)
+
+
 def _environment() -> dict[str, str]:
     """One thread each, rendezvous on the loopback device, and this package importable."""
     source = str(Path(__file__).resolve().parents[2])

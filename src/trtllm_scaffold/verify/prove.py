@@ -11,7 +11,7 @@ from typing import Any
 from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
-from trtllm_scaffold.verify.pool import WorkerPool
+from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
 from trtllm_scaffold.verify.port_files import PortFiles, read_port
 from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipped, verdict
 
@@ -44,7 +44,8 @@ def prove_port(
         runtime: ``auto``, ``standin`` or ``tensorrt_llm``.
         trtllm: The generation to prove for; the port's own where it is None.
         progress: Told what is being checked.
-        pool: Worker processes to use, left open; without one they are started and ended here.
+        pool: Worker processes to use, left open; without one the
+            `warm_up` ones serve, or new ones that are ended here.
 
     Returns:
         The report. What a port does wrong is a failed check, never an exception.
@@ -79,12 +80,15 @@ def _workers(
     given: WorkerPool | None, tp: Sequence[int], device: str
 ) -> Iterator[WorkerPool | None]:
     """The pool to use, None on a GPU: its ranks would need one GPU each."""
+    # One more than the ranks of the largest job: a worker that has never seen the port.
+    size = max(2, *tp) + 1
     if given is not None or device != "cpu":
         yield given
-        return
-    # One more than the ranks of the largest job: a worker that has never seen the port.
-    with WorkerPool(max(2, *tp) + 1) as pool:
-        yield pool
+    elif (warm := warm_pool(size)) is not None:
+        yield warm
+    else:
+        with WorkerPool(size) as pool:
+            yield pool
 
 
 @contextlib.contextmanager
