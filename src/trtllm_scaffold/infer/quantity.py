@@ -16,6 +16,7 @@ from trtllm_scaffold.infer.normalize import ROPE_KEYS, is_per_layer_type, rope_p
 from trtllm_scaffold.spec.quantity import Quantity
 
 Number = int | float
+_LARGEST = 1 << 62  # beyond, a number is no size and no scalar of a model
 _Candidates = Iterator[tuple[str, tuple[Number, ...]]]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -99,7 +100,7 @@ class Fitter:
         self._columns = {
             name: column
             for name, column in self._columns.items()
-            if all(is_number(value) for value in column)
+            if all(is_number(value) and abs(value) < _LARGEST for value in column)
         }
 
     def _column(self, name: str) -> tuple[Any, ...]:

@@ -54,7 +54,7 @@ class Base:
 #: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know.
 BASES: dict[tuple[str, int], Base] = {
     ("published", 0): Base((32, 40, 64, 48), 4, 2, 176, 131, 3, 96, 32, 5, 112),
-    ("published", 1): Base((64, 80, 96), 8, 4, 208, 139, 4, 112, 28, 6, 144),
+    ("published", 1): Base((64, 80, 96), 4, 2, 208, 139, 4, 112, 28, 6, 144),
     ("odd", 0): Base((24, 20, 28, 36), 4, 2, 148, 137, 3, 72, 24, 5, 84),
     ("odd", 1): Base((40, 44, 48, 56), 8, 3, 212, 157, 4, 104, 28, 7, 124),
 }
@@ -98,7 +98,7 @@ def tiny_sizes(real: Real, style: Style, variant: int) -> dict[str, int]:
     base = BASES[style, variant]
     heads, kv_heads = _heads(real.sizes, base)
     head_dim = _head_dim(real, base)
-    hidden = heads * _hidden_per_head(real, head_dim)
+    hidden = heads * _hidden_per_head(real, head_dim, 4 * variant if style == "odd" else 0)
     positions, original = _lengths(real, base)
     tiny = {
         "hidden_size": hidden,
@@ -162,13 +162,16 @@ def _head_dim(real: Real, base: Base) -> int:
     return base.head_dims[0]
 
 
-def _hidden_per_head(real: Real, head_dim: int) -> int:
-    """Return hidden_size / heads: head_dim itself only where that is so in the real model."""
+def _hidden_per_head(real: Real, head_dim: int, extra: int) -> int:
+    """Return hidden_size / heads: head_dim itself only where that is so in the real model.
+
+    `extra` keeps the odd variants from sharing a ratio, which would pass for a factor.
+    """
     hidden = real.sizes["hidden_size"]
     width = real.head_dim * real.sizes["num_attention_heads"]
     if hidden == width:
         return head_dim
-    scaled = max(4, 4 * round(head_dim * hidden / width / 4))
+    scaled = max(4, 4 * round(head_dim * hidden / width / 4)) + extra
     return scaled if scaled != head_dim else head_dim + 4
 
 

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from published_configs import ALL, PUBLISHED, classes_of, config_of, load
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.infer.keys import is_number, is_scalar, is_token, keys_of
+from trtllm_scaffold.infer.normalize import rope_parameters
+from trtllm_scaffold.infer.shrink import shrink
+from trtllm_scaffold.infer.tiny_sizes import kept_layers, real_sizes
+from trtllm_scaffold.sources.hf_class import HFClasses
+
+STYLES = [("published", 0), ("published", 1), ("odd", 0), ("odd", 1)]
+
+
+def sizes_of(raw):
+    config = config_of(raw)
+    return real_sizes({**raw, **config.to_dict()}, config.attribute_map)
+
+
+def head_width(sizes):
+    return sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
+
+
+@pytest.mark.parametrize("style, variant", STYLES)
+@pytest.mark.parametrize("name", ALL)
+def test_tiny_model_builds_and_runs_past_its_window_and_original_length(name, style, variant):
+    torch.set_num_threads(1)
+    raw = load(name)
+    before = copy.deepcopy(raw)
+    classes = classes_of(raw)
+    tiny = shrink(raw, classes, style=style, variant=variant)
+    assert raw == before
+    assert json.loads(json.dumps(tiny)) == tiny
+    assert "quantization_config" not in tiny and "auto_map" not in tiny
+    config = classes.config_class.from_dict(copy.deepcopy(tiny))
+    config._attn_implementation = "eager"
+    model = classes.model_class(config).float().eval()
+    assert sum(p.numel() for p in model.parameters()) < 6_000_000
+    with torch.no_grad():
+        logits = model(torch.randint(3, tiny["vocab_size"], (2, 40))).logits
+    assert logits.shape == (2, 40, tiny["vocab_size"])
+    assert bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("style, variant", STYLES)
+@pytest.mark.parametrize("name", ALL)
+def test_kind_of_attention_and_widths_are_kept(name, style, variant):
+    raw = load(name)
+    tiny = shrink(raw, classes_of(raw), style=style, variant=variant)
+    real, small = sizes_of(raw), sizes_of(tiny)
+    heads, kv = small["num_attention_heads"], small.get("num_key_value_heads")
+    if kv is not None:
+        real_heads, real_kv = real["num_attention_heads"], real["num_key_value_heads"]
+        assert (kv == heads) == (real_kv == real_heads)
+        assert (kv == 1) == (real_kv == 1)
+        assert heads % kv == 0
+        if real_heads // real_kv in (1, 2, 3, 4):
+            assert heads // kv == real_heads // real_kv
+    assert (small["hidden_size"] == heads * head_width(small)) == (
+        real["hidden_size"] == real["num_attention_heads"] * head_width(real)
+    )
+    if "embedding_size" in real:
+        assert (small["embedding_size"] == small["hidden_size"]) == (
+            real["embedding_size"] == real["hidden_size"]
+        )
+    fraction = rope_parameters(config_of(tiny)).get("partial_rotary_factor", 1.0)
+    assert int(head_width(small) * fraction) % 2 == 0
+    assert small["vocab_size"] % 2 == 1
+    assert 3 <= small["num_hidden_layers"] <= 4
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_published_sizes_divide_by_tensor_parallel_sizes_and_scalars_stay(name):
+    raw = load(name)
+    tiny = shrink(raw, classes_of(raw), style="published")
+    small = sizes_of(tiny)
+    assert small["num_attention_heads"] % 4 == 0
+    assert small.get("num_key_value_heads", 2) in (1, 2, 4)
+    assert head_width(small) == 32
+    for key, value in raw.items():
+        if is_scalar(key, value):
+            assert tiny[key] == value, key
+    old, new = rope_parameters(config_of(raw)), rope_parameters(config_of(tiny))
+    changed = {"original_max_position_embeddings", "long_factor", "short_factor"}
+    assert {k: v for k, v in old.items() if k not in changed} == {
+        k: v for k, v in new.items() if k not in changed
+    }
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_odd_variants_differ_in_every_size_and_scalar(name):
+    raw = load(name)
+    classes = classes_of(raw)
+    first, second = (shrink(raw, classes, style="odd", variant=v) for v in (0, 1))
+    a, b = sizes_of(first), sizes_of(second)
+    assert set(a) == set(b)
+    for role in a:
+        inert = role == "sliding_window" and first["sliding_window"] == raw["sliding_window"]
+        mqa = role == "num_key_value_heads" and a[role] == 1
+        assert inert or mqa or a[role] != b[role], role
+    one, two = config_of(first).to_dict(), config_of(second).to_dict()
+    published = config_of(raw).to_dict()
+    scalars = [k for k, v in one.items() if is_scalar(k, v) and v]
+    values = [one[k] for k in scalars]
+    assert len(set(values)) == len(values)
+    for key in scalars:
+        assert len({one[key], two[key], published[key]}) == 3, key
+    thetas = [rope_parameters(config_of(c)).get("rope_theta") for c in (first, second, raw)]
+    assert thetas == [None] * 3 or len(set(thetas)) == 3
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_token_ids_lie_inside_the_vocabulary_and_equal_ids_stay_equal(name):
+    raw = load(name)
+    tiny = shrink(raw, classes_of(raw), style="odd")
+    flat = {}
+    for key, value in config_of(tiny).to_dict().items():
+        if is_token(key) and value is not None:
+            flat[key] = value if isinstance(value, list) else [value]
+            assert all(0 <= item < tiny["vocab_size"] for item in flat[key])
+    for key, ids in flat.items():
+        if key in raw and isinstance(raw[key], list):
+            assert len(set(ids)) == len(set(raw[key]))
+    if raw.get("bos_token_id") is not None and raw["bos_token_id"] == raw.get("eos_token_id"):
+        assert tiny["bos_token_id"] == tiny["eos_token_id"]
+
+
+def test_active_window_becomes_short_and_inactive_one_stays_inactive():
+    mistral = load("mistralai__Mistral-7B-v0.1")
+    assert shrink(mistral, classes_of(mistral), style="published")["sliding_window"] == 5
+    phi3 = load("microsoft__Phi-3-mini-128k-instruct")
+    tiny = shrink(phi3, classes_of(phi3), style="published")
+    assert tiny["sliding_window"] > tiny["max_position_embeddings"]
+    nemo = load("mistralai__Mistral-Nemo-Base-2407")
+    assert shrink(nemo, classes_of(nemo), style="odd")["sliding_window"] is None
+
+
+def test_every_kind_of_layer_is_kept_in_order():
+    raw = load("qwen2, windows on late layers")
+    for style, variant in STYLES:
+        tiny = shrink(raw, classes_of(raw), style=style, variant=variant)
+        kinds = tiny["layer_types"]
+        assert len(kinds) == tiny["num_hidden_layers"]
+        assert kinds[0] == "full_attention" and kinds[-1] == "sliding_attention"
+        assert kinds.count("full_attention") == tiny["max_window_layers"]
+
+
+def test_kept_layers_hold_first_last_and_one_of_each_row():
+    rows = tuple((kind,) for kind in "aabaacaad")
+    kept = kept_layers(rows, 3)
+    assert {rows[i] for i in kept} == set(rows)
+    assert kept[0] == 0 and kept[-1] == 8
+    assert len(kept_layers((("a",),) * 40, 4)) == 4
+    assert kept_layers((("a",),) * 2, 4) == (0, 1)
+
+
+def test_lengths_around_a_scaling_keep_their_ratio():
+    raw = load("microsoft__Phi-3-mini-128k-instruct")
+    for style, variant in STYLES:
+        tiny = shrink(raw, classes_of(raw), style=style, variant=variant)
+        original = tiny["original_max_position_embeddings"]
+        assert 16 <= original <= 32
+        assert tiny["max_position_embeddings"] == 32 * original
+        half = tiny["hidden_size"] // tiny["num_attention_heads"] // 2
+        for name in ("long_factor", "short_factor"):
+            cut, whole = tiny["rope_scaling"][name], raw["rope_scaling"][name]
+            assert len(cut) == half
+            assert (cut[0], cut[-1]) == (whole[0], whole[-1])
+            assert set(cut) <= set(whole)
+
+
+def test_synonyms_of_one_size_move_together():
+    raw = load("openai-community__gpt2")
+    tiny = shrink(raw, classes_of(raw), style="odd")
+    assert tiny["n_ctx"] == tiny["n_positions"] == 72
+    assert tiny["n_embd"] == 96
+    assert tiny.get("n_inner") is None
+    assert keys_of("hidden_size", {"hidden_size": "n_embd"})[0] == "hidden_size"
+
+
+def test_unknown_keys_are_kept_and_unknown_copies_of_a_size_follow_it():
+    raw = load("meta-llama__Llama-2-7b-hf")
+    raw["some_table_rows"] = raw["vocab_size"]
+    raw["some_flag"], raw["some_word"], raw["some_small"] = True, "x", 7
+    tiny = shrink(raw, classes_of(raw), style="published")
+    assert tiny["some_table_rows"] == tiny["vocab_size"]
+    assert (tiny["some_flag"], tiny["some_word"], tiny["some_small"]) == (True, "x", 7)
+
+
+def test_a_private_class_is_shrunk_by_its_own_names():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    class RenamedConfig(LlamaConfig):
+        model_type = "renamed"
+        attribute_map = {
+            "hidden_size": "width_of_things",
+            "num_hidden_layers": "depth_of_things",
+        }
+
+    raw = {
+        **load("meta-llama__Llama-2-7b-hf"),
+        "model_type": "renamed",
+        "width_of_things": 4096,
+        "depth_of_things": 32,
+    }
+    del raw["hidden_size"], raw["num_hidden_layers"]
+    tiny = shrink(raw, HFClasses(RenamedConfig, LlamaForCausalLM), style="odd")
+    assert tiny["width_of_things"] == 96 and tiny["depth_of_things"] == 3
+
+
+def test_values_that_the_class_rejects_are_one_clear_line():
+    raw = load("meta-llama__Llama-2-7b-hf")
+    raw["hidden_size"] = "wide"
+    with pytest.raises(InputError, match="LlamaConfig rejects") as caught:
+        shrink(raw, classes_of(raw), style="odd")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_sizes_name_the_keys_that_were_looked_for():
+    class Bare:
+        attribute_map: dict = {}
+
+        @classmethod
+        def from_dict(cls, values):
+            return cls()
+
+        def to_dict(self):
+            return {"hidden_size": 64}
+
+    with pytest.raises(InputError, match="gives num_attention_heads"):
+        shrink({"hidden_size": 64}, HFClasses(Bare, object), style="odd")
+
+
+def test_scalars_are_told_from_sizes_rates_and_tokens():
+    assert is_scalar("rms_norm_eps", 1e-5) and is_scalar("query_pre_attn_scalar", 256)
+    assert is_scalar("logit_scale", 0.0625) and is_scalar("some_factor", 3.5)
+    for key, value in (
+        ("attention_dropout", 0.1),
+        ("initializer_range", 0.02),
+        ("hidden_size", 64),
+        ("pad_token_id", 3),
+        ("use_cache", True),
+        ("partial_rotary_factor", 0.5),
+    ):
+        assert not is_scalar(key, value), key
+    assert not is_number(True)
