@@ -30,15 +30,19 @@ def process_group(ranks: Sequence[int]) -> Any:
     """The process group of some world ranks; made by its members when they first need it.
 
     Raises:
-        RuntimeError: If ``torch.distributed`` is not initialised or has too few processes.
+        RuntimeError: If ``torch.distributed`` is not initialised, has too few processes, or this
+            process is none of them.
     """
     if not dist.is_initialized():
         raise RuntimeError(
             f"ranks {list(ranks)} must exchange tensors, but torch.distributed is not initialised: "
             "a model of several ranks can be built and loaded in one process, not run"
         )
-    if max(ranks) >= dist.get_world_size():
-        raise RuntimeError(f"ranks {list(ranks)} in a world of {dist.get_world_size()} processes")
+    if max(ranks) >= dist.get_world_size() or dist.get_rank() not in ranks:
+        raise RuntimeError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} runs a model whose Mapping "
+            f"exchanges among the ranks {list(ranks)}"
+        )
     world = dist.group.WORLD
     if len(ranks) == dist.get_world_size():
         return world

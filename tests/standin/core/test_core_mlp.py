@@ -189,3 +189,8 @@ def test_low_rank_updates_reach_every_product(kind, generation):
         actual = layers[0](x, lora_params={3: adapters})
         expected = layers[1](x)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_quantized_result_is_refused(generation):
+    with pytest.raises(NotImplementedError, match="quantize"):
+        swiglu(torch.randn(2, 4), quant_scale=torch.ones(()), quant_type=torch.float8_e4m3fn)

@@ -38,12 +38,16 @@ def swiglu(
 
     Args:
         x: ``[..., 2 * width]``.
-        quant_scale: Unsupported here: the stand-in keeps activations unquantized.
+        quant_scale: Must be None: the stand-in keeps activations unquantized.
         quant_type: Likewise.
         swiglu_limit: Upper bound of the gate and two-sided bound of up.
         swiglu_alpha: Gain inside of the sigmoid (default 1).
         swiglu_beta: Added to up (default 0).
+
+    Raises:
+        NotImplementedError: If the result should be quantized.
     """
+    _refuse_quantized(quant_scale, quant_type)
     gate, up = x.chunk(2, dim=-1)
     return _swiglu(gate, up, swiglu_limit, swiglu_alpha, swiglu_beta)
 
@@ -59,7 +63,13 @@ def swiglu_2in(
     swiglu_beta: float | None = None,
 ) -> torch.Tensor:
     """:func:`swiglu` of separate tensors."""
+    _refuse_quantized(quant_scale, quant_type)
     return _swiglu(gate, up, swiglu_limit, swiglu_alpha, swiglu_beta)
+
+
+def _refuse_quantized(scale: torch.Tensor | None, kind: torch.dtype | None) -> None:
+    if scale is not None or kind is not None:
+        raise NotImplementedError("the stand-in's swiglu does not quantize its result")
 
 
 def _swiglu(
