@@ -17,6 +17,9 @@ from trtllm_scaffold.errors import ScaffoldError, UsageError
 # The parser's UsageError, which some releases of typer keep to themselves.
 _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
+# What libraries may print beside our own lines, unless the user's environment says otherwise.
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
 # Help without rich: importing it would double the time of --help.
 app = typer.Typer(
     name="trtllm-scaffold",
@@ -286,6 +289,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of the `trtllm-scaffold` script."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     sys.exit(run(sys.argv[1:]))
 
 

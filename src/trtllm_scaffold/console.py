@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,20 @@ DONE = 0
 FAILED = 1
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
+
+LONGEST_VALUE = 60
+"""Characters of a value in the evidence table; `--json` has it whole."""
+
+_SHORTER = {
+    "hidden_size": "hidden",
+    "intermediate_size": "width",
+    "max_position_embeddings": "positions",
+    "num_attention_heads": "heads",
+    "num_hidden_layers": "layers",
+    "num_key_value_heads": "kv heads",
+    "vocab_size": "vocabulary",
+}
+"""Names that a table shortens."""
 
 Document = Mapping[str, Any]
 
@@ -102,19 +117,36 @@ def print_inspection(document: Document, as_json: bool, explain: bool) -> int:
     model = document["model"]
     names = (model.get("id") or model.get("source"), model["model_type"], model["architecture"])
     write("  ".join(clean(name) for name in names) + "\n", sys.stdout)
-    table([(_words(axis), _axis(value)) for axis, value in document["spec"].items()], indent=2)
+    table(_spec_rows(document["spec"]), indent=2)
     write("", sys.stdout)
     traced = "traced" if document["proven"] else "unproven: read from config.json alone"
     table([("facts", traced), *_support(document["support"])], indent=2)
     if explain:
         write("", sys.stdout)
-        rows = [
-            (fact, _value(entry["value"]), str(entry["witness"]), str(entry["where"]))
-            for fact, entries in document["evidence"].items()
-            for entry in entries
-        ]
-        table(rows, ("fact", "value", "witness", "where"))
+        table(_evidence_rows(document), ("fact", "value", "witness", "where"))
     return DONE
+
+
+def _spec_rows(spec: Document) -> list[tuple[str, str]]:
+    """Return one row for all plain sizes, then one for each axis."""
+    sizes = {key: value for key, value in spec.items() if isinstance(value, str | int | float)}
+    rows = [("sizes", _axis(sizes))] if sizes else []
+    rows += [
+        (_words(key), _axis(value) or "plain") for key, value in spec.items() if key not in sizes
+    ]
+    return rows
+
+
+def _evidence_rows(document: Document) -> list[tuple[str, str, str, str]]:
+    """Return the witnesses of each fact; the fact is named once, the source file not at all."""
+    rows = []
+    source = f"{document['model'].get('source')}: "
+    for fact, entries in sorted(document["evidence"].items()):
+        for number, entry in enumerate(entries):
+            where = str(entry["where"]).removeprefix(source)
+            value = textwrap.shorten(_value(entry["value"]), LONGEST_VALUE, placeholder=" ...")
+            rows.append((fact if number == 0 else "", value, str(entry["witness"]), where))
+    return rows
 
 
 def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: bool) -> int:
@@ -223,7 +255,7 @@ def _measured(check: Document) -> str:
 
 
 def _words(key: object) -> str:
-    return str(key).replace("_", " ")
+    return _SHORTER.get(str(key)) or str(key).replace("_", " ")
 
 
 def _value(value: Any) -> str:
@@ -231,7 +263,8 @@ def _value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "none" if value is None else "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        whole = value.is_integer() and abs(value) < 1e15
+        return str(int(value)) if whole else f"{value:.4g}"
     if isinstance(value, Mapping):
         return ", ".join(f"{_words(key)} {_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -248,12 +281,11 @@ def _axis(value: Any) -> str:
         return _value(value)
     parts = [_value(value["kind"])] if "kind" in value else []
     for key, item in value.items():
-        if key == "kind" or item is None or item is False or item in ("", [], {}):
+        if key == "kind" or item is None or item is False or item in ("", [], (), {}):
             continue
+        nested = _axis(item) if isinstance(item, Mapping) else ""
         if item is True:
             parts.append(_words(key))
-        elif isinstance(item, Mapping):
-            parts.append(f"{_words(key)} ({_axis(item)})")
-        else:
-            parts.append(f"{_words(key)} {_value(item)}")
+        elif nested or not isinstance(item, Mapping):
+            parts.append(f"{_words(key)} " + (f"({nested})" if nested else _value(item)))
     return ", ".join(parts)

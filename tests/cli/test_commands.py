@@ -34,6 +34,8 @@ SUPPORT = {"level": "native", "because": []}
 INSPECTION = {
     "model": {"id": None, "source": "m/config.json", "model_type": "llama", "architecture": "L"},
     "spec": {
+        "hidden_size": 64,
+        "dtype": "bfloat16",
         "attention": {"kind": "GQA", "num_attention_heads": 4, "q_bias": False, "window": None},
         "position": {"kind": "rope", "style": "neox", "scaling": {"kind": "llama3", "factor": 8.0}},
         "norm": {"kind": "rmsnorm", "placement": "pre", "eps": 1e-05},
@@ -41,7 +43,7 @@ INSPECTION = {
     },
     "evidence": {
         "attention.kind": [
-            {"witness": "config", "where": "num_key_value_heads", "value": 2},
+            {"witness": "config", "where": "m/config.json: num_key_value_heads", "value": 2},
             {"witness": "trace", "where": "self_attn", "value": "GQA"},
         ]
     },
@@ -201,7 +203,8 @@ def test_inspect_prints_facts_support_and_evidence(new, config, capsys):
     assert capsys.readouterr().out == (
         "m/config.json  llama  L\n"
         "\n"
-        "  attention  GQA, num attention heads 4\n"
+        "  sizes      hidden 64, dtype bfloat16\n"
+        "  attention  GQA, heads 4\n"
         "  position   rope, style neox, scaling (llama3, factor 8)\n"
         "  norm       rmsnorm, placement pre, eps 1e-05\n"
         "  layers     a | b, sinks\n"
@@ -212,7 +215,7 @@ def test_inspect_prints_facts_support_and_evidence(new, config, capsys):
         "\n"
         "fact            value  witness  where\n"
         "attention.kind  2      config   num_key_value_heads\n"
-        "attention.kind  GQA    trace    self_attn\n"
+        "                GQA    trace    self_attn\n"
     )
     assert run(["inspect", config, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == INSPECTION

@@ -1,0 +1,138 @@
+"""Measures what each command costs, as ratios to bare imports taken in the same run.
+
+    python benchmarks/startup.py --config config.json [--rounds 5] [--json startup.json]
+
+The commands of one round run one after the other, so that a machine that slows down slows all of
+them. A ratio is the median over the rounds of the ratio within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TYPER = "import typer"
+HEAVY = "import torch, transformers, copier"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured command.
+
+    Attributes:
+        command: What was run.
+        seconds: Median wall time.
+        against: What it is compared with; empty where the budget is in seconds.
+        ratio: Median of its time over that of `against`, or the seconds themselves.
+        least, most: The extremes of the same over the rounds.
+        budget: What `ratio` must not exceed.
+    """
+
+    command: str
+    seconds: float
+    against: str
+    ratio: float
+    least: float
+    most: float
+    budget: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the budget holds."""
+        return self.ratio <= self.budget
+
+
+def timed(*command: str) -> float:
+    """Run a command to its end and return its wall time in seconds."""
+    began = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} exited {done.returncode}: {done.stderr or done.stdout}")
+    return took
+
+
+def one_round(config: Path, number: int, folder: Path, prove: bool) -> dict[str, float]:
+    """Time every command once."""
+    python = sys.executable
+    cli = (python, "-m", "trtllm_scaffold.cli")
+    port = str(folder / f"port-{number}")
+    new = (*cli, "new", port, "--config", str(config), "--no-prove")
+    times = {
+        TYPER: timed(python, "-c", TYPER),
+        "--help": timed(*cli, "--help"),
+        HEAVY: timed(python, "-c", HEAVY),
+        "inspect": timed(*cli, "inspect", str(config)),
+        "new --no-prove": timed(*new),
+    }
+    if prove:
+        times["new"] = timed(*cli, "new", f"{port}-proven", "--config", str(config))
+    return times
+
+
+def row(rounds: list[dict[str, float]], command: str, against: str, budget: float) -> Row:
+    """Summarise one command over the rounds."""
+    times = [times[command] for times in rounds if command in times]
+    ratios = [
+        times[command] / (times[against] if against else 1.0)
+        for times in rounds
+        if command in times
+    ]
+    middle = statistics.median(ratios)
+    return Row(command, statistics.median(times), against, middle, min(ratios), max(ratios), budget)
+
+
+def show(rows: list[Row]) -> None:
+    """Print the table."""
+    print(f"{'command':<16}{'seconds':>8}{'result':>9}{'spread':>16}{'budget':>9}  compared with")
+    for item in rows:
+        unit = "x" if item.against else "s"
+        spread = f"{item.least:.2f}-{item.most:.2f}{unit}"
+        verdict = "" if item.within else "  OVER"
+        print(
+            f"{item.command:<16}{item.seconds:>8.2f}{item.ratio:>8.2f}{unit}{spread:>16}"
+            f"{item.budget:>8.0f}{unit}  {item.against or 'the clock'}{verdict}"
+        )
+
+
+def main() -> int:
+    """Run the rounds; the exit code is 1 when a budget is exceeded."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, help="a published config.json")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of every command")
+    parser.add_argument("--proofs", type=int, default=1, help="rounds that also run `new`")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    options = parser.parse_args()
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        one_round(options.config, -1, Path(folder), prove=False)  # fills the disk cache
+        for number in range(options.rounds):
+            prove = number < options.proofs
+            rounds.append(one_round(options.config, number, Path(folder), prove))
+    rows = [
+        row(rounds, "--help", TYPER, 2.0),
+        row(rounds, "inspect", HEAVY, 2.0),
+        row(rounds, "new --no-prove", HEAVY, 2.0),
+    ]
+    if options.proofs > 0:
+        rows.append(row(rounds, "new", "", 20.0))
+    show(rows)
+    if options.json:
+        machine = {"python": platform.python_version(), "cores": os.cpu_count()}
+        figures = [asdict(item) | {"within": item.within} for item in rows]
+        document = {"config": options.config.name, "machine": machine, "rows": figures}
+        options.json.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return 0 if all(item.within for item in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
