@@ -1,0 +1,101 @@
+"""The assembly of a model's spec: shrink, trace twice, read, attribute, hold witnesses to agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trtllm_scaffold.infer.checkpoint import infer_checkpoint
+from trtllm_scaffold.infer.effective import build_config
+from trtllm_scaffold.infer.evidence import Witnesses
+from trtllm_scaffold.infer.kinds import check_uniform, layer_kinds
+from trtllm_scaffold.infer.labels import structure
+from trtllm_scaffold.infer.normalize import dtype
+from trtllm_scaffold.infer.positions import build_position
+from trtllm_scaffold.infer.quantity import Fitter
+from trtllm_scaffold.infer.quantization import read_quantization
+from trtllm_scaffold.infer.shrink import shrink
+from trtllm_scaffold.infer.sizes import ObservedSizes, infer_sizes
+from trtllm_scaffold.infer.specs import Builder
+from trtllm_scaffold.infer.trace import Observation, observe
+from trtllm_scaffold.sources import Sources
+from trtllm_scaffold.sources.hf_class import HFClasses
+from trtllm_scaffold.spec import ModelSpec
+
+_VARIANTS = (0, 1)
+
+
+def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
+    """See `infer`.
+
+    Args:
+        sources: What was read of the model.
+        classes: Its HF classes.
+
+    Raises:
+        Refused: Some axis of the model has no label; names the axis and the module.
+        InputError: The configuration is inconsistent, or disagrees with the trace.
+    """
+    config = build_config(sources.raw, classes)
+    observations = [_observe(sources, classes, variant) for variant in _VARIANTS]
+    config_class = (classes.config_class.__name__, classes.config_class.__module__)
+    names = dict(getattr(config, "attribute_map", None) or {})
+    witnesses = Witnesses(sources.raw, names, sources.where, config_class[0])
+    _agree(witnesses, observations, config)
+    fitter = Fitter([o.config for o in observations], config)
+    builder = Builder(observations, fitter, witnesses)
+    checkpoint, stored = infer_checkpoint(
+        observations[0].graph.model, observations[0].roles, config, classes, sources.header
+    )
+    observed = [_observed_sizes(observation) for observation in observations]
+    sizes, sized = infer_sizes(fitter, observed, config, checkpoint)
+    depth = int(sizes.num_hidden_layers.value)
+    kinds, pattern, key = layer_kinds(observations, config, depth)
+    if key:
+        witnesses.config("attention.window", key, f"one of {len(kinds)} kinds for each layer")
+    return ModelSpec(
+        source=sources.hf_id or str(sources.where),
+        model_type=str(sources.raw["model_type"]),
+        architecture=classes.model_class.__name__,
+        config_class=config_class,
+        **vars(sizes),
+        dtype=dtype(sources.raw),
+        layer_kinds=tuple(builder.layer(windows) for windows in kinds),
+        layer_pattern=pattern,
+        position=build_position(builder, config),
+        embedding=builder.embedding(),
+        head=builder.head(),
+        checkpoint=checkpoint,
+        quantization=read_quantization(sources.raw, sources.quant),
+        proven=True,
+        evidence=(*sized, *witnesses.evidence, *stored),
+    )
+
+
+def _observe(sources: Sources, classes: HFClasses, variant: int) -> Observation:
+
+    tiny = shrink(sources.raw, classes, style="odd", variant=variant)
+    found = observe(tiny, classes.config_class, classes.model_class, seed=variant)
+    check_uniform(found)
+    return found
+
+
+def _agree(witnesses: Witnesses, observations: list[Observation], config: Any) -> None:
+    """Hold the two traces to the same structure, and the head to what the configuration says."""
+    first, second = map(structure, observations)
+    for fact, (where, label) in first.items():
+        witnesses.agree(fact, ("one tiny model", label), ("another", second[fact][1]))
+        if fact != "checkpoint.roles":
+            witnesses.trace(fact, where, label)
+    said = getattr(config, "tie_word_embeddings", None)
+    if isinstance(said, bool):
+        witnesses.config("head.tied", "tie_word_embeddings", said)
+        witnesses.agree("head.tied", ("the trace", first["head.tied"][1]), ("the config", said))
+
+
+def _observed_sizes(observation: Observation) -> ObservedSizes:
+
+    return ObservedSizes(
+        hidden_size=observation.layers[0].layer.input.shape[-1],
+        num_hidden_layers=len(observation.layers),
+        vocab_size=observation.head.linear.rows,
+    )
