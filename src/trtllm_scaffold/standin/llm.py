@@ -91,11 +91,10 @@ class LLM:
             mapping=mapping,
             checkpoint_loader=args.checkpoint_loader,
             load_format=args.load_format,
-            model_kwargs=args.model_kwargs,
+            model_kwargs={**_dtype(dtype), **(args.model_kwargs or {})},
             trust_remote_code=trust_remote_code,
             attn_backend=args.attn_backend,
             max_num_tokens=args.max_num_tokens,
-            **({} if dtype == "auto" else {"dtype": dtype}),
         )
         self.model = loaded
         self._engine = _engine(loaded, args)
@@ -213,6 +212,10 @@ class LLM:
         )
 
 
+def _dtype(name: str) -> dict[str, str]:
+    return {} if name == "auto" else {"torch_dtype": name}
+
+
 def _is_batch(inputs: Any) -> bool:
     if isinstance(inputs, (str, dict)):
         return False
@@ -253,11 +256,10 @@ def _tokenizer(source: Any, trust_remote_code: bool) -> Any:
 
 def _engine(model: Any, args: EngineArgs) -> Engine:
     inferred = model.infer_max_seq_len()
-    length = min(args.max_seq_len or inferred, max(inferred, args.max_seq_len or 0))
     return Engine(
         model,
         max_batch_size=args.max_batch_size,
         max_num_tokens=args.max_num_tokens,
-        max_seq_len=length,
+        max_seq_len=args.max_seq_len or inferred,
         kv_cache_config=args.kv_cache_config or KvCacheConfig(),
     )

@@ -35,7 +35,7 @@ RUNTIME: tuple[Row, ...] = (
         new=f"{NEW_BACKENDS} {NEW_BACKENDS}.interface",
     ),
     row(
-        "attention.backends",
+        "attention.backend",
         "AttentionBackend",
         old=f"{OLD_BACKENDS} {OLD_BACKENDS}.interface",
         new=f"{NEW_BACKENDS} {NEW_BACKENDS}.interface",

@@ -6,6 +6,8 @@ import importlib.util
 import os
 from typing import Any
 
+import pytest
+
 RUNTIME_OPTION, GENERATION_OPTION = "trtllm_scaffold_runtime", "trtllm_scaffold_generation"
 RUNTIME_VARIABLE = "TRTLLM_SCAFFOLD_RUNTIME"
 GENERATION_VARIABLE = "TRTLLM_SCAFFOLD_GENERATION"
@@ -24,8 +26,10 @@ def pytest_addoption(parser: Any) -> None:
     parser.addini(GENERATION_OPTION, "TensorRT-LLM generation that the stand-in plays", default="")
 
 
-def pytest_configure(config: Any) -> None:
-    """Put the runtime in place, if the project asks for one."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: Any) -> None:
+    """Put the runtime in place, if the project asks for one, before its conftest is read."""
+    config = early_config
     asked = os.environ.get(RUNTIME_VARIABLE) if config.getini(RUNTIME_OPTION) else ""
     asked = asked or config.getini(RUNTIME_OPTION)
     if not asked:
@@ -47,8 +51,6 @@ def choose(asked: str, generation: str) -> str:
     Raises:
         pytest.UsageError: If ``asked`` is no runtime, or the real package is asked for and absent.
     """
-    import pytest
-
     if asked not in RUNTIMES:
         raise pytest.UsageError(f"{RUNTIME_OPTION} is {asked!r}, not one of {', '.join(RUNTIMES)}")
     real = importlib.util.find_spec("tensorrt_llm") is not None and not _installed()

@@ -136,7 +136,7 @@ def fuses_rope(attn_backend: str, asked: bool | None) -> bool:
 
 def make_rotary(params: PositionalEmbeddingParams | None, head_dim: int) -> nn.Module | None:
     """The module that rotates outside the backend, None without rope parameters."""
-    if params is None:
+    if params is None or params.rope is None:
         return None
     options: dict[str, Any] = {"head_dim": head_dim, "is_neox": params.is_neox}
     if params.type.is_mrope():

@@ -208,7 +208,8 @@ class AttentionMetadata:
         return self.seq_lens
 
     def _cached(self, count: int) -> list[int]:
-        given = self.kv_cache_params and self.kv_cache_params.num_cached_tokens_per_seq
+        params = self.kv_cache_params
+        given = None if params is None else params.num_cached_tokens_per_seq
         if given is None:
             if self.kv_cache_manager is not None:
                 raise ValueError("kv_cache_params.num_cached_tokens_per_seq is not set")

@@ -102,7 +102,7 @@ class QKNormRoPEAttention(Attention):
             assert not (fuse_qk_norm_rope and use_gemma_rms_norm), (
                 "fuse_qk_norm_rope excludes use_gemma_rms_norm"
             )
-        later = {} if active() == "1.2" else {"mapping_with_cp": mapping_with_cp}
+        later: dict[str, Any] = {} if active() == "1.2" else {"mapping_with_cp": mapping_with_cp}
         super().__init__(
             hidden_size=hidden_size,
             num_attention_heads=num_attention_heads,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from trtllm_scaffold.standin.attention.backend import AttentionBackend
 from trtllm_scaffold.standin.attention.backends import (
-    AttentionBackend,
     FlashInferAttention,
     TrtllmAttention,
     VanillaAttention,
@@ -43,7 +43,7 @@ def get_attention_backend(
 @contract("create_attention")
 def create_attention(
     backend_name: str,
-    layer_idx: int,
+    layer_idx: int | None,
     num_heads: int,
     head_dim: int,
     num_kv_heads: int | None = None,

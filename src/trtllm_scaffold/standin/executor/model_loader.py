@@ -53,13 +53,15 @@ def load_model(
         mapping: This rank's part of the model.
         checkpoint_loader: Reader of the folder, the HF one by default.
         load_format: ``auto``, or ``dummy`` for uniform weights within 1e-3.
-        model_kwargs: Values set on the HuggingFace config after reading.
+        model_kwargs: Values set on the HuggingFace config when it is read.
         **config_options: Fields of ``ModelConfig``.
     """
     loader = checkpoint_loader or BaseCheckpointLoader.get("HF")
-    config = loader.load_config(checkpoint_dir, mapping=mapping, **config_options)
-    for name, value in (model_kwargs or {}).items():
-        setattr(config.pretrained_config, name, value)
+    config = loader.load_config(
+        checkpoint_dir, mapping=mapping, model_kwargs=model_kwargs or {}, **config_options
+    )
+    if config.pretrained_config.torch_dtype is None:
+        config.pretrained_config.torch_dtype = config.torch_dtype
     model, was_meta = build_model(config)
     device = runtime_device()
     if was_meta:

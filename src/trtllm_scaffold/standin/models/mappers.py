@@ -149,16 +149,16 @@ class BaseWeightMapper(ABC):
         """No plan: the whole checkpoint is read."""
         return None
 
-    @since_1_4
-    def begin_update_weights(self) -> None:  # noqa: B027  (a hook)
+    @since_1_4  # noqa: B027
+    def begin_update_weights(self) -> None:
         """Start of an incremental update."""
 
-    @since_1_4
-    def finalize_update_weights(self) -> None:  # noqa: B027  (a hook)
+    @since_1_4  # noqa: B027
+    def finalize_update_weights(self) -> None:
         """End of an incremental update."""
 
-    @since_1_4
-    def abort_update_weights(self) -> None:  # noqa: B027  (a hook)
+    @since_1_4  # noqa: B027
+    def abort_update_weights(self) -> None:
         """Failure of an incremental update."""
 
     @property
