@@ -119,8 +119,9 @@ def print_inspection(document: Document, as_json: bool, explain: bool) -> int:
     write("  ".join(clean(name) for name in names) + "\n", sys.stdout)
     table(_spec_rows(document["spec"]), indent=2)
     write("", sys.stdout)
-    traced = "traced" if document["proven"] else "unproven: read from config.json alone"
-    table([("facts", traced), *_support(document["support"])], indent=2)
+    support = document["support"].items()
+    rows = [(f"TensorRT-LLM {name}", *_support(level)) for name, level in support]
+    table([("facts", "traced" if document["proven"] else "unproven", ""), *rows], indent=2)
     if explain:
         write("", sys.stdout)
         table(_evidence_rows(document), ("fact", "value", "witness", "where"))
@@ -166,7 +167,8 @@ def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: 
     port = clean(document["port"])
     absent = "dry run" if dry else "a check failed" if code == FAILED else ""
     rows = [("port", f"{port} (not written: {absent})" if absent else port)]
-    table([*rows, ("package", str(document["package"])), *_support(document["support"])])
+    support = ": ".join(filter(None, _support(document["support"])))
+    table([*rows, ("package", str(document["package"])), ("support", support)])
     if document["checks"]:
         write("", sys.stdout)
         _check_table(document["checks"])
@@ -234,24 +236,28 @@ def _verdict(passed: bool) -> None:
     write("\n" + paint(word, word, sys.stdout), sys.stdout)
 
 
-def _support(support: Any) -> list[tuple[str, str]]:
-    """Return support as rows, whether it is one level or one for each generation."""
-    if not isinstance(support, Mapping):
-        return [("support", _value(support))]
-    if "level" in support:
-        return [("support", "; ".join(map(str, (support["level"], *support.get("because", ())))))]
-    return [(f"TensorRT-LLM {key}", _support(item)[0][1]) for key, item in support.items()]
+def _support(support: Document) -> tuple[str, str]:
+    """Return a support level and what it rests on."""
+    return support["level"], "; ".join(map(str, support["because"]))
 
 
 def _measured(check: Document) -> str:
-    """Describe a check's figures, each with its bound, and then its reason."""
+    """Describe a check's figures, each with its bound, and then its reason.
+
+    Break-downs of a check that passed are left to `--json`.
+    """
     measured, bound = check.get("measured") or {}, check.get("bound") or {}
+    passed = check["status"] == "passed"
     figures = []
     for key, value in measured.items():
+        if passed and isinstance(value, Mapping | list | tuple) and key not in bound:
+            continue
         limit = f" (bound {_value(bound[key])})" if key in bound else ""
         figures.append(f"{_words(key)} {_value(value)}{limit}")
-    figures += [f"bound {_words(key)} {_value(bound[key])}" for key in bound if key not in measured]
-    return "; ".join(part for part in (", ".join(figures), str(check.get("reason") or "")) if part)
+    if not passed:
+        alone = (key for key in bound if key not in measured)
+        figures += [f"bound {_words(key)} {_value(bound[key])}" for key in alone]
+    return "; ".join(filter(None, (", ".join(figures), str(check.get("reason") or ""))))
 
 
 def _words(key: object) -> str:
@@ -268,7 +274,7 @@ def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{_words(key)} {_value(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        text = ", ".join(_value(item) for item in value[:6])
+        text = ", ".join(_value(item) for item in value[:6]) or "none"
         return text if len(value) <= 6 else f"{text}, ... ({len(value)} in all)"
     return str(value)
 

@@ -211,7 +211,7 @@ def test_inspect_prints_facts_support_and_evidence(new, config, capsys):
         "\n"
         "  facts             traced\n"
         "  TensorRT-LLM 1.2  native\n"
-        "  TensorRT-LLM 1.4  refused; attention: softcap\n"
+        "  TensorRT-LLM 1.4  refused  attention: softcap\n"
         "\n"
         "fact            value  witness  where\n"
         "attention.kind  2      config   num_key_value_heads\n"
@@ -265,6 +265,15 @@ def test_prove_passes_its_options_on_and_writes_the_report(prove, monkeypatch, c
         "\n"
         "passed\n"
     )
+
+
+def test_break_downs_are_shown_where_a_check_failed(check, capsys):
+    figures = {"measured": {"unused": [], "by_run": {"tiny": 0.5}}, "bound": {"unused": 0, "n": 1}}
+    check.document["checks"] = [PASSED | figures, FAILED | figures]
+    run(["check", "p", "--trtllm", "1.2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("passed  unused none (bound 0)")
+    assert "by run tiny 0.5, bound n 1; first differs" in lines[2]
 
 
 def test_a_failed_proof_exits_1(prove, capsys):
