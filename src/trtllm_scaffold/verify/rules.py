@@ -64,13 +64,19 @@ def _meta_model(config: Any, setup: Setup) -> Any:
 
 
 def _materialise(model: nn.Module, device: str) -> None:
-    """Replace meta tensors by memory full of NaN: what nobody fills will show."""
+    """Replace meta tensors by memory full of NaN: what nobody fills will show.
+
+    Each once, as the loader does, so that tied parameters stay tied.
+    """
+    fresh: dict[torch.Tensor, torch.Tensor] = {}
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_meta:
             return tensor.to(device)
-        fresh = torch.empty_like(tensor, device=device)
-        return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh.zero_()
+        if tensor not in fresh:
+            empty = torch.empty_like(tensor, device=device)
+            fresh[tensor] = empty.fill_(torch.nan) if empty.is_floating_point() else empty.zero_()
+        return fresh[tensor]
 
     model._apply(real)
 

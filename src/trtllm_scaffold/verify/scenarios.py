@@ -47,17 +47,17 @@ def regimes(config: Any) -> list[Regime]:
             Regime("short factors", original, (short, max(1, short - 3), max(1, short // 2), 2)),
             Regime("long factors", limit, (long, long - 2, long - 4, long - 6)),
         ]
-    longest = max(_LEAST, *(2 * window + 5 for window in windows(config)), (original or 0) + 9)
+    longest = max([_LEAST, (original or 0) + 9, *(2 * size + 5 for size in windows(config))])
     longest = min(longest, limit - STEPS)
     return [Regime("", limit, (longest, 2 * longest // 3, longest // 2 + 1, 5))]
 
 
 def windows(config: Any) -> list[int]:
-    """Every attention window and chunk of a configuration, 0 where there is none."""
-    found = [0, 0]
+    """Every window and chunk of a configuration that some sequence can exceed."""
+    found = []
     for name in ("sliding_window", "attention_chunk_size", "window_size"):
         value = getattr(config, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and 0 < value < int(config.max_position_embeddings):
             found.append(value)
     return found
 
