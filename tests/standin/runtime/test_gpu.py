@@ -45,9 +45,9 @@ def test_prefill_decode_and_mixed(gen, case, backend):
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 @torch.inference_mode()
 def test_decode_in_a_cuda_graph(gen, case):
+    model, hf = on_gpu(gen, case, "TRTLLM")
     from tensorrt_llm._torch.metadata import KVCacheParams
 
-    model, hf = on_gpu(gen, case, "TRTLLM")
     driver = Driver(model, "TRTLLM")
     texts = [tokens(20, 97, 5), tokens(20, 97, 6)]
     whole = [hf_logits(hf, text) for text in texts]
