@@ -7,6 +7,7 @@ import pytest
 from published_configs import classes_of, config_of, load
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.normalize import rope_parameters
 from trtllm_scaffold.infer.quantity import Fitter, nice_number
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.spec.quantity import Quantity
@@ -16,7 +17,7 @@ def fitter_of(name):
     raw = load(name)
     classes = classes_of(raw)
     tiny = tuple(config_of(shrink(raw, classes, style="odd", variant=v)) for v in (0, 1))
-    return Fitter(tiny, config_of(raw)), tiny, config_of(raw)
+    return Fitter(tiny, config_of(raw), held=raw), tiny, config_of(raw)
 
 
 def evaluate(expr, config):
@@ -25,7 +26,18 @@ def evaluate(expr, config):
 
 CASES = [
     ("meta-llama__Llama-2-7b-hf", lambda c: c.rms_norm_eps, (), "config.rms_norm_eps"),
-    ("meta-llama__Llama-2-7b-hf", lambda c: c.head_dim**-0.5, (), "config.head_dim ** -0.5"),
+    (
+        "meta-llama__Llama-2-7b-hf",
+        lambda c: c.head_dim**-0.5,
+        (),
+        "(config.hidden_size // config.num_attention_heads) ** -0.5",
+    ),
+    (
+        "meta-llama__Llama-3.2-1B-Instruct",
+        lambda c: c.head_dim**-0.5,
+        (),
+        "config.head_dim ** -0.5",
+    ),
     (
         "meta-llama__Llama-2-7b-hf",
         lambda c: c.num_key_value_heads,
@@ -89,17 +101,27 @@ def test_the_expression_is_the_expected_one_and_yields_the_number_everywhere(
 
 def test_rope_numbers_carry_no_expression():
     fitter, tiny, _ = fitter_of("EleutherAI__pythia-160m")
-    thetas = [c.rope_parameters["rope_theta"] for c in tiny]
+    thetas = [rope_parameters(c)["rope_theta"] for c in tiny]
     assert fitter.fit("position.rope.theta", thetas) == Quantity(10000, "")
     dims = [
-        int(c.hidden_size // c.num_attention_heads * c.rope_parameters["partial_rotary_factor"])
+        int(c.hidden_size // c.num_attention_heads * rope_parameters(c)["partial_rotary_factor"])
         for c in tiny
     ]
     assert fitter.fit("position.rope.dim", dims) == Quantity(16, "")
     full, tiny, _ = fitter_of("meta-llama__Llama-2-7b-hf")
     assert full.fit("position.rope.dim", [c.head_dim for c in tiny]) == Quantity(
-        128, "config.head_dim"
+        128, "config.hidden_size // config.num_attention_heads"
     )
+
+
+def test_what_the_class_computes_gives_way_to_what_the_file_holds():
+    fitter, tiny, _ = fitter_of("mistralai__Mistral-7B-v0.1")
+    widths = [c.hidden_size // c.num_attention_heads for c in tiny]
+    found = fitter.fit("attention.head_dim", widths, hints=("head_dim",))
+    assert found == Quantity(128, "config.hidden_size // config.num_attention_heads")
+    fitter, tiny, _ = fitter_of("mistralai__Mistral-Nemo-Base-2407")
+    found = fitter.fit("attention.head_dim", [c.head_dim for c in tiny], hints=("head_dim",))
+    assert found == Quantity(128, "config.head_dim")
 
 
 def test_observed_floats_may_be_a_little_off_and_constants_become_round():

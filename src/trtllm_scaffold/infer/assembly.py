@@ -41,7 +41,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     names = dict(getattr(config, "attribute_map", None) or {})
     witnesses = Witnesses(sources.raw, names, sources.where, config_class[0])
     _agree(witnesses, observations, config)
-    fitter = Fitter([o.config for o in observations], config)
+    fitter = Fitter([o.config for o in observations], config, held=sources.raw)
     builder = Builder(observations, fitter, witnesses)
     checkpoint, stored = infer_checkpoint(
         observations[0].graph.model, observations[0].roles, config, classes, sources.header

@@ -39,8 +39,20 @@ ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}
 #: Keys that name a token: they must stay inside the vocabulary.
 TOKEN_SUFFIXES = ("_token_id", "_token_index", "_token_ids")
 
-#: Parts of names of numbers that a forward pass in evaluation mode never uses.
-INERT_PARTS = ("drop", "initializer", "init_std", "init_range", "loss", "coef", "temperature")
+#: Parts of names of numbers that a forward pass in evaluation mode never uses: rates of
+#: training, and settings of generation that older configurations carry.
+INERT_PARTS = (
+    "drop",
+    "initializer",
+    "init_std",
+    "init_range",
+    "loss",
+    "coef",
+    "temperature",
+    "penalty",
+    "top_p",
+    "typical_p",
+)
 
 #: Parts of names of integers that act as scalars (query_pre_attn_scalar, rope_theta).
 SCALAR_PARTS = ("scalar", "scale", "scaling", "multiplier", "softcap", "theta", "base", "eps")

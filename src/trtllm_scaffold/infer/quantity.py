@@ -5,83 +5,20 @@ from __future__ import annotations
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
 from itertools import permutations
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.expressions import COMBINED, ONE, TWO, WITH_INTEGER, Form, Number
 from trtllm_scaffold.infer.keys import SYNONYMS, is_inert, is_number, is_token
 from trtllm_scaffold.infer.normalize import ROPE_KEYS, is_per_layer_type, rope_parameters
 from trtllm_scaffold.spec.quantity import Quantity
 
-Number = int | float
 _LARGEST = 1 << 62  # beyond, a number is no size and no scalar of a model
 _Candidates = Iterator[tuple[str, tuple[Number, ...]]]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-
-
-@dataclass(frozen=True)
-class _Form:
-    """A shape of expression over one or two attributes.
-
-    Attributes:
-        text: The expression, with ``{0}`` and ``{1}`` for attribute names.
-        value: The same as a function of the attributes' values; None where it makes no sense.
-        exact: Whether integers give an integer, so that it may stand for a size.
-    """
-
-    text: str
-    value: Callable[..., Number | None]
-    exact: bool
-
-
-def _power(base: Number, exponent: float) -> float | None:
-    return base**exponent if base > 0 else None
-
-
-def _ratio(a: Number, b: Number) -> float | None:
-    return a / b if b else None
-
-
-def _whole(a: Number, b: Number) -> int | None:
-    """Return a / b where both are integers and b divides a."""
-    if isinstance(a, int) and isinstance(b, int) and b > 0 and a % b == 0:
-        return a // b
-    return None
-
-
-def _whole_power(a: Number, b: Number) -> float | None:
-    ratio = _whole(a, b)
-    return _power(ratio, -0.5) if ratio else None
-
-
-def _small(n: int) -> tuple[_Form, ...]:
-    return (
-        _Form(f"{n} * config.{{0}}", lambda a: n * a, True),
-        _Form(f"config.{{0}} + {n}", lambda a: a + n, True),
-        _Form(f"config.{{0}} // {n}", lambda a: _whole(a, n), True),
-    )
-
-
-_ONE = (
-    _Form("config.{0}", lambda a: a, True),
-    _Form("1 / config.{0}", lambda a: _ratio(1, a), False),
-    _Form("config.{0} ** 0.5", lambda a: _power(a, 0.5), False),
-    _Form("config.{0} ** -0.5", lambda a: _power(a, -0.5), False),
-)
-_TWO = (
-    _Form("config.{0} // config.{1}", _whole, True),
-    _Form("(config.{0} // config.{1}) ** -0.5", _whole_power, False),
-)
-#: Small integers, from 2: times, plus, then divided by.
-_INTEGER = tuple(form for kind in zip(*map(_small, range(2, 9)), strict=True) for form in kind)
-_LAST = (
-    _Form("config.{0} * config.{1}", lambda a, b: a * b, True),
-    _Form("config.{0} / config.{1}", _ratio, False),
-    _Form("config.{0} / config.{1} ** 0.5", lambda a, b: _ratio(a, abs(b) ** 0.5), False),
-)
 
 
 class Fitter:
@@ -91,10 +28,14 @@ class Fitter:
         tiny_configs: The configuration objects of the traced models, the two odd variants: they
             differ in every size and scalar.
         real_config: The configuration object of the real model.
+        held: The keys that the real config.json holds itself.
     """
 
-    def __init__(self, tiny_configs: Sequence[Any], real_config: Any) -> None:
+    def __init__(
+        self, tiny_configs: Sequence[Any], real_config: Any, held: Container[str] = ()
+    ) -> None:
         self._configs = (*tiny_configs, real_config)
+        self._held = held
         self._tiny_count = len(tiny_configs)
         self._columns = {name: self._column(name) for name in _attributes(self._configs)}
         self._columns = {
@@ -120,7 +61,9 @@ class Fitter:
         inverse root; a constant; any attribute and the same forms of it; quotients of two; a
         small integer with one; products and ratios of two. Among attributes: hints, then the
         sizes in the order of `keys.SYNONYMS` by their canonical names, then those the class
-        declares, then extra keys of the file.
+        declares, then extra keys of the file. An attribute that the file does not hold, and that
+        the class computes from others, gives way to an attribute or quotient of those others:
+        not every generation of transformers computes it.
 
         The expression works on the configuration objects of both transformers generations. Rope
         settings move between them, so ``position.rope.theta`` and a rotated width that is not a
@@ -142,9 +85,12 @@ class Fitter:
             rope = self._rope(fact, observed, hints, rtol)
             if rope is not None:
                 return rope
-        for expr, column in self._candidates(observed, hints, rtol):
-            if all(_same(c, v, rtol) for c, v in zip(column, observed, strict=False)):
-                return Quantity(value=column[-1], expr=expr)
+        found = next(self._fitting(self._candidates(observed, hints, rtol), observed, rtol), None)
+        if found is not None and self._computed(found.expr):
+            plain = self._fitting(self._simple(observed, hints, rtol), observed, rtol)
+            found = next((other for other in plain if not self._computed(other.expr)), found)
+        if found is not None:
+            return found
         shown = " and ".join(f"{value:g}" for value in observed)
         raise Refused(
             fact.split(".")[0],
@@ -152,31 +98,64 @@ class Fitter:
             where="trace",
         )
 
-    def _candidates(
+    def _fitting(
+        self, candidates: _Candidates, observed: tuple[Number, ...], rtol: float
+    ) -> Iterator[Quantity]:
+        for expr, column in candidates:
+            if all(_same(c, v, rtol) for c, v in zip(column, observed, strict=False)):
+                yield Quantity(value=column[-1], expr=expr)
+
+    def _computed(self, expr: str) -> bool:
+        """Whether the class computes an attribute of `expr` where the file does not hold it."""
+        return any(map(self._is_computed, _names(expr)))
+
+    def _is_computed(self, name: str) -> bool:
+        key = (getattr(self._configs[-1], "attribute_map", None) or {}).get(name, name)
+        if name in self._held or key in self._held:
+            return False
+        for config in self._configs[: self._tiny_count]:
+            values = {k: v for k, v in config.to_dict().items() if k not in (name, key)}
+            try:
+                rebuilt = type(config).from_dict(values)
+            except (TypeError, ValueError, KeyError, AttributeError):  # the class needs the key
+                return False
+            if getattr(rebuilt, name, None) != getattr(config, name):
+                return False
+        return True
+
+    def _simple(
         self, observed: tuple[Number, ...], hints: Sequence[str], rtol: float
     ) -> _Candidates:
+        """Yield hints, constants, attributes and quotients."""
         names = list(self._columns)
         hinted = [name for name in hints if name in self._columns]
         exact = all(isinstance(value, int) for value in observed)
         constant = all(_same(value, observed[0], rtol) for value in observed)
-        yield from self._single(_ONE, hinted, exact)
+        yield from self._single(ONE, hinted, exact)
         yield from self._written(hints, exact)
         if constant and self._tiny_count > 1:
             yield _constant(observed[0], rtol, len(self._configs))
         names = [*hinted, *(name for name in names if name not in hinted)]
-        yield from self._single(_ONE, names, exact)
-        yield from self._pairs(_TWO, names, exact)
-        yield from self._single(_INTEGER, names, exact)
-        yield from self._pairs(_LAST, names, exact)
-        if constant:
+        yield from self._single(ONE, names, exact)
+        yield from self._pairs(TWO, names, exact)
+
+    def _candidates(
+        self, observed: tuple[Number, ...], hints: Sequence[str], rtol: float
+    ) -> _Candidates:
+        names = list(self._columns)
+        exact = all(isinstance(value, int) for value in observed)
+        yield from self._simple(observed, hints, rtol)
+        yield from self._single(WITH_INTEGER, names, exact)
+        yield from self._pairs(COMBINED, names, exact)
+        if self._tiny_count == 1:
             yield _constant(observed[0], rtol, len(self._configs))
 
-    def _single(self, forms: Sequence[_Form], names: Sequence[str], exact: bool) -> _Candidates:
+    def _single(self, forms: Sequence[Form], names: Sequence[str], exact: bool) -> _Candidates:
         for form in forms:
             for name in names:
                 yield from self._evaluated(form, (name,), exact)
 
-    def _pairs(self, forms: Sequence[_Form], names: Sequence[str], exact: bool) -> _Candidates:
+    def _pairs(self, forms: Sequence[Form], names: Sequence[str], exact: bool) -> _Candidates:
         for form in forms:
             for pair in permutations(names, 2):
                 yield from self._evaluated(form, pair, exact)
@@ -184,14 +163,14 @@ class Fitter:
     def _written(self, hints: Sequence[str], exact: bool) -> _Candidates:
         """Yield the expressions among the hints, where they are of a known form."""
         for hint in hints:
-            names = tuple(re.findall(r"config\.(\w+)", hint))
+            names = _names(hint)
             if not names or any(name not in self._columns for name in names):
                 continue
-            for form in (*_ONE, *_TWO, *_INTEGER, *_LAST):
+            for form in (*ONE, *TWO, *WITH_INTEGER, *COMBINED):
                 if form.text.count("{") == len(names) and form.text.format(*names) == hint:
                     yield from self._evaluated(form, names, exact)
 
-    def _evaluated(self, form: _Form, names: tuple[str, ...], exact: bool) -> _Candidates:
+    def _evaluated(self, form: Form, names: tuple[str, ...], exact: bool) -> _Candidates:
         if exact and not form.exact:
             return
         column: list[Number] = []
@@ -226,6 +205,10 @@ class Fitter:
             ):
                 return Quantity(value=numbers[-1], expr="")
         return None
+
+
+def _names(expr: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"config\.(\w+)", expr))
 
 
 def _rotated(config: Any, entry: dict[str, Any]) -> int | None:
@@ -265,7 +248,7 @@ def _attributes(configs: Sequence[Any]) -> list[str]:
     canonical = {key: name for name, key in (getattr(real, "attribute_map", None) or {}).items()}
     listed = [set(config.to_dict()) for config in configs]
     keys = [key for key in real.to_dict() if all(key in names for names in listed)]
-    names = [canonical.get(key, key) for key in keys]
+    names = [*_computed(real), *(canonical.get(key, key) for key in keys)]
     declared = _declared(real)
     order = {name: index for index, name in enumerate(SYNONYMS)}
     safe = [
@@ -278,6 +261,11 @@ def _attributes(configs: Sequence[Any]) -> list[str]:
         and not is_inert(name)
     ]
     return sorted(safe, key=lambda name: (order.get(name, len(order)), name not in declared))
+
+
+def _computed(config: Any) -> list[str]:
+    """Return the sizes that the class computes as read-only properties (falcon's head_dim)."""
+    return [name for name in SYNONYMS if isinstance(getattr(type(config), name, None), property)]
 
 
 def _declared(config: Any) -> set[str]:
