@@ -115,28 +115,36 @@ def reference_model(config: Any, seed: int) -> torch.nn.Module:
     Raises:
         EnvironmentProblem: If transformers cannot build the model.
     """
+    model = _hf_model(config, torch.float32)
+    randomise(model, seed)
+    return model
+
+
+def as_bfloat16(reference: torch.nn.Module) -> torch.nn.Module:
+    """HF's bf16 model with the parameters of `reference`, rounded.
+
+    It is built anew: what HF computes in a constructor (an embedding's factor, say) has the
+    dtype of the model, and what it keeps in fp32 (rotary frequencies) stays so.
+    """
+    twin = _hf_model(reference.config, torch.bfloat16)
+    with torch.no_grad():
+        for parameter, exact in zip(twin.parameters(), reference.parameters(), strict=True):
+            parameter.copy_(exact)
+    return twin
+
+
+def _hf_model(config: Any, dtype: torch.dtype) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = copy.deepcopy(config)
     config.use_cache = False
+    config.torch_dtype = dtype  # the spelling that transformers 4 and 5 both know
     try:
-        with default_dtype(torch.float32):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     except Exception as error:  # model constructors fail in their own ways
         raise EnvironmentProblem(f"HF cannot build the model: {describe(error)}") from error
-    randomise(model.float(), seed)
-    return model.eval()
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Floating-point tensors are made in `dtype` within."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    found: torch.nn.Module = model.eval()
+    return found
 
 
 @contextmanager
@@ -174,15 +182,6 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise * (1.3 / parameter.shape[-1] ** 0.5))
             else:
                 parameter.add_(noise * 0.3)
-
-
-def as_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy with bf16 parameters; buffers (rotary frequencies) stay fp32, as HF loads them."""
-    twin = copy.deepcopy(model)
-    for parameter in twin.parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
-    twin.config.dtype = torch.bfloat16
-    return twin
 
 
 def save_checkpoint(model: torch.nn.Module, folder: Path) -> None:

@@ -64,10 +64,11 @@ def windows(config: Any) -> list[int]:
 
 def original_length(config: Any) -> int | None:
     """The length that the rope table was trained for, where scaling extends it."""
+    limit = int(config.max_position_embeddings)
     sources = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
     for source in (*sources, vars(config)):
         value = source.get("original_max_position_embeddings") if source else None
-        if isinstance(value, int):
+        if isinstance(value, int) and value < limit:
             return value
     return None
 
