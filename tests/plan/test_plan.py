@@ -6,8 +6,8 @@ import dataclasses
 import json
 
 import pytest
-
 from sample_specs import SPECS, key, llama, with_attention, with_layer
+
 from trtllm_scaffold.errors import InputError, Refused, UsageError
 from trtllm_scaffold.plan import plan_port, port_names, support
 from trtllm_scaffold.plan.answers import code

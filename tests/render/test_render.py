@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from sample_specs import SPECS
+
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.plan import plan_port, port_names
 from trtllm_scaffold.render import check_destination, publish, render, rendered_aside
