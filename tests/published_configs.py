@@ -97,6 +97,27 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "cohere, qk norm": ("CohereLabs__aya-23-8B", {"use_qk_norm": True}),
+    "falcon, new architecture, one norm": (
+        "tiiuae__falcon-7b-instruct",
+        {
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 1,
+            "hidden_size": 4096,
+            "num_attention_heads": 32,
+            "num_kv_heads": 8,
+            "num_hidden_layers": 60,
+        },
+    ),
+    "gpt_neox, sequential": ("EleutherAI__pythia-160m", {"use_parallel_residual": False}),
+    "llama, every bias": (
+        "meta-llama__Llama-2-7b-hf",
+        {"attention_bias": True, "mlp_bias": True},
+    ),
+    "qwen3, windows on late layers": (
+        "Qwen__Qwen3-0.6B",
+        {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 14},
+    ),
+    "phi3, partial rotary": ("microsoft__Phi-3-mini-4k-instruct", {"partial_rotary_factor": 0.5}),
 }
 
 ALL = (*PUBLISHED, *VARIANTS)

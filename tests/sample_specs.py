@@ -28,7 +28,7 @@ def key(name: str, value: float) -> Quantity:
     return Quantity(value, f"config.{name}")
 
 
-HIDDEN, HEADS, KV, HEAD_DIM, WIDTH, LAYERS, VOCAB = 64, 4, 2, 16, 96, 3, 199
+HIDDEN, HEADS, KV, HEAD_DIM, WIDTH, LAYERS, VOCAB = 128, 4, 2, 32, 96, 3, 199
 RMS = NormSpec("rmsnorm", key("rms_norm_eps", 1e-5))
 LAYERNORM = NormSpec("layernorm", key("layer_norm_eps", 1e-5), bias=True)
 PRE = dict(attention_input_norm="input_layernorm", mlp_input_norm="post_attention_layernorm")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from families import PORTED, REFUSED, VARIANTS, config_file
+from families import PORTED, REFUSED, config_file
 
 from trtllm_scaffold.errors import ScaffoldError
 from trtllm_scaffold.pipeline import NewResult, new_port
@@ -39,7 +39,7 @@ def make(name: str, folder: Path, trtllm: str = "1.2", *, prove: bool = False) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*PORTED, *VARIANTS])
+@pytest.mark.parametrize("name", PORTED)
 def test_becomes_a_proven_port(name: str, tmp_path: Path) -> None:
     result = make(name, tmp_path, prove=True)
     failed = [check.to_json() for check in result.checks if check.status == "failed"]
@@ -56,7 +56,7 @@ def test_port_for_1_4_is_proven_too(name: str, tmp_path: Path) -> None:
     assert make(name, tmp_path, "1.4", prove=True).passed
 
 
-@pytest.mark.parametrize("name", [*PORTED, *VARIANTS])
+@pytest.mark.parametrize("name", PORTED)
 def test_ports_keep_to_both_contracts(name: str, tmp_path: Path) -> None:
     for trtllm in ("1.2", "1.4"):
         port = make(name, tmp_path, trtllm).port

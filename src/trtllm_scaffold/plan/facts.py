@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec
+from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS
 
 Fact = tuple[str, str]
 
@@ -18,6 +19,12 @@ def bias_pattern(biases: dict[str, bool], all_name: str) -> str:
     return all_name if all(biases.values()) else ", ".join(k for k, v in biases.items() if v)
 
 
+def _head_dim(head_dim: float) -> str:
+    if head_dim in KERNEL_HEAD_DIMS:
+        return "a size of the TRTLLM kernels"
+    return "another size up to 256" if head_dim <= 256 else "above 256"
+
+
 def _attention_facts(attention: AttentionSpec) -> list[Fact]:
     qk_norm = "none"
     if attention.qk_norm:
@@ -26,6 +33,7 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
     biases = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
     return [
         ("attention.kind", attention.kind),
+        ("attention.head_dim", _head_dim(attention.head_dim.value)),
         ("attention.scale", "1/sqrt(head_dim)" if attention.has_default_scale else "other"),
         ("attention.qkv_bias", bias_pattern(biases, "q, k and v")),
         ("attention.qk_norm", qk_norm),

@@ -8,6 +8,9 @@ from enum import IntEnum
 
 GENERATIONS = ("1.2", "1.4")
 
+#: Head sizes that the TRTLLM attention kernels are built for.
+KERNEL_HEAD_DIMS = frozenset({32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256})
+
 
 class Level(IntEnum):
     """How well a generation expresses a fact; the worst fact decides for the port."""
@@ -43,6 +46,12 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.kind", "MHA"): _NATIVE,
     ("attention.kind", "GQA"): _NATIVE,
     ("attention.kind", "MQA"): _NATIVE,
+    ("attention.head_dim", "a size of the TRTLLM kernels"): _NATIVE,
+    ("attention.head_dim", "another size up to 256"): Capability(
+        Level.reference,
+        "the TRTLLM backend aborts on it; serve with attn_backend FLASHINFER or VANILLA",
+    ),
+    ("attention.head_dim", "above 256"): _refused("no attention backend has heads that wide"),
     ("attention.scale", "1/sqrt(head_dim)"): _NATIVE,
     ("attention.scale", "other"): _NATIVE,
     ("attention.window", "none"): _NATIVE,
