@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -291,6 +292,8 @@ def main() -> None:
     """Entry point of the `trtllm-scaffold` script."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    # Unwinding on SIGTERM too removes what was rendered aside.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["reading the architecture", "rendering", "parity"])
 def test_interrupted_new_leaves_nothing(tmp_path, write_config, llama, number, stage):
