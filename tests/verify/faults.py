@@ -96,8 +96,8 @@ STATIC = (
     Fault(
         "positional arguments",
         MODELING,
-        "            config.hidden_size,\n            dtype=config.torch_dtype,\n            mapping",
-        "            config.hidden_size,\n            config.torch_dtype,\n            mapping",
+        "config.hidden_size,\n            dtype=config.torch_dtype,\n            mapping",
+        "config.hidden_size,\n            config.torch_dtype,\n            mapping",
         "contract",
         "by keyword",
     ),

@@ -37,13 +37,13 @@ dt { color: var(--soft); font-size: .8rem; } dd { margin: 0; }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-size: .8rem; font-weight: 500; color: var(--soft); }
 th, td { padding: .5rem .8rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td:first-child { white-space: nowrap; }
+td:first-child, td.num { white-space: nowrap; }
 .passed .mark { color: var(--good); } .failed .mark { color: var(--bad); }
 .skipped .mark { color: var(--idle); }
 .mark { display: inline-block; width: 1.3em; font-weight: 700; }
 .reason { overflow-wrap: anywhere; } .failed .reason { color: var(--bad); }
 .skipped .reason { color: var(--soft); }
-details { margin-top: .25rem; color: var(--soft); } summary { cursor: pointer; font-size: .85rem; }
+details { color: var(--soft); } summary { cursor: pointer; font-size: .85rem; }
 pre { margin: .4rem 0 0; white-space: pre-wrap; overflow-wrap: anywhere; font-size: .78rem; }
 figure { margin: 1rem 0 0; padding: 1rem 1.2rem .6rem; background: var(--panel);
   border-radius: .6rem; overflow-x: auto; }
@@ -129,7 +129,7 @@ def _row(check: Check) -> str:
         f'<tr class="{check.status}"><td><span class="mark">{_MARKS[check.status]}</span>'
         f"{escape(check.name)}</td>"
         f'<td class="num">{_figures(measured)}</td><td class="num">{_figures(check.bound)}</td>'
-        f'<td class="reason">{escape(check.reason) or check.status}{_details(check)}</td></tr>'
+        f'<td class="reason">{escape(check.reason)}{_details(check)}</td></tr>'
     )
 
 

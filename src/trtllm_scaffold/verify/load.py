@@ -66,7 +66,7 @@ def check_load(
         if not problems:
             problems = _shape_problems(table, stored, wanted, real)
         if not problems:
-            problems = _index_problems(table, port, real)
+            problems = _index_problems(table, port, stored, real)
     except CheckFailed as error:
         problems = [str(error)]
     split = {size: obstacle(wanted, size) for size in TP_SIZES}
@@ -74,9 +74,9 @@ def check_load(
         problems += tiling_problems(wanted, size)
     measured["largest_tp"] = max((size for size, why in split.items() if not why), default=0)
     measured["cannot_split"] = {str(size): why for size, why in split.items() if why}
-    return verdict(
-        "load", _once_per_layer(problems), measured=measured, bound={"unused": 0, "unfilled": 0}
-    )
+    problems = _once_per_layer(problems)
+    measured["problems"] = len(problems)
+    return verdict("load", problems, measured=measured, bound={"problems": 0})
 
 
 def _expand(tensors: tuple[StoredTensor, ...]) -> Shapes:
@@ -182,14 +182,16 @@ def _shape_problems(
     return list(_compare(found, _concrete(wanted, real)))
 
 
-def _index_problems(table: WeightTable, port: PortFiles, real: Mapping[str, int]) -> list[str]:
+def _index_problems(
+    table: WeightTable, port: PortFiles, stored: Shapes, real: Mapping[str, int]
+) -> list[str]:
     """Run at small sizes on arrays whose every element is its own number."""
     small = small_sizes(real)
     wanted = _concrete(expected_parameters(port.answers, small), small)
     arrays: dict[str, Any] = {}
     first = 0
     starts: list[tuple[int, str]] = []
-    for name, shape in _small_shapes(table, port, real, small).items():
+    for name, shape in _small_shapes(table, port, stored, real, small).items():
         count = int(np.prod(shape))
         values = np.arange(first, first + count, dtype=np.float64) * _SPACING
         arrays[name] = values.reshape(shape)
@@ -247,7 +249,11 @@ def _pattern(name: str) -> str:
 
 
 def _small_shapes(
-    table: WeightTable, port: PortFiles, real: Mapping[str, int], small: Mapping[str, int]
+    table: WeightTable,
+    port: PortFiles,
+    stored: Shapes,
+    real: Mapping[str, int],
+    small: Mapping[str, int],
 ) -> Shapes:
     """What the small model stores, laid out as the real shapes show."""
     before = expected_parameters(port.answers, real)
@@ -257,24 +263,25 @@ def _small_shapes(
         shape: tuple[int, ...] = (3,)
         if item.name in table.weights:
             targets = table.weights[item.name]
-            shape = _small_shape(
-                item, [before[name].shape for name in targets], [after[n].shape for n in targets]
-            )
+            held = stored.get(item.name.replace("{i}", "0"), item.shape)
+            parts = [before[name].shape for name in targets]
+            shape = _small_shape(item.name, held, parts, [after[name].shape for name in targets])
         for layer in range(small["num_hidden_layers"] if item.layers else 1):
             shapes[item.name.replace("{i}", str(layer))] = shape
     return shapes
 
 
 def _small_shape(
-    item: StoredTensor, real: list[tuple[int, ...]], small: list[tuple[int, ...]]
+    name: str,
+    held: tuple[int, ...],
+    real: list[tuple[int, ...]],
+    small: list[tuple[int, ...]],
 ) -> tuple[int, ...]:
     """The small shape of a tensor that holds parts one after another, transposed or not."""
     rows = (sum(shape[0] for shape in small), *small[0][1:])
     joined = (sum(shape[0] for shape in real), *real[0][1:])
-    if item.shape == joined:
+    if held == joined:
         return rows
-    if item.shape == joined[::-1]:
+    if held == joined[::-1]:
         return rows[::-1]
-    if np.prod(item.shape) == np.prod(joined):
-        raise CheckFailed(f"{item.name} {list(item.shape)} has a layout that nobody knows")
-    raise CheckFailed(f"{item.name} stores {list(item.shape)}, its parameters need {list(joined)}")
+    raise CheckFailed(f"{name} stores {list(held)}, its parameters need {list(joined)}")
