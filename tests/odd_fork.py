@@ -105,7 +105,9 @@ class Mixer(nn.Module):
     def split(self, x):
         config = self.config
         heads, groups, width = (
-            config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
         )
         batch, length = x.shape[:2]
         if config.layout == "separate":
@@ -144,7 +146,8 @@ class Mixer(nn.Module):
         out = (weights @ v).transpose(1, 2).flatten(2)
         if config.trick == "output gate":
             out = out * x.mean(-1, keepdim=True).sigmoid()
-        return residual + config.branch_gain * self.gate_proj(out)
+        branch = self.gate_proj(out)
+        return branch if residual is None else residual + config.branch_gain * branch
 
 
 class Router(nn.Module):
@@ -189,7 +192,7 @@ class Floor(nn.Module):
             y = self.rotary(x)
             return self.softmax(y, x) + gain * self.mlp(y)
         if block == "branch_output":
-            h = x + self.lm_head(self.softmax(x, torch.zeros_like(x)))
+            h = x + gain * self.lm_head(self.softmax(x, None))
             return h + gain * self.rotary(self.mlp(h))
         if block == "normed residual":
             y = self.lm_head(x)

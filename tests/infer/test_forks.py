@@ -23,7 +23,10 @@ def test_misleading_names_change_nothing():
     assert attention.num_attention_heads.value == 8
     assert attention.num_key_value_heads.expr == "config.num_key_value_heads"
     assert [attention.q_bias, attention.k_bias, attention.v_bias, attention.o_bias] == [
-        False, True, False, False,
+        False,
+        True,
+        False,
+        False,
     ]
     assert attention.has_default_scale and attention.window is None
     assert block.placement == "pre"

@@ -18,7 +18,7 @@ _ADD = frozenset({"add", "sub"})
 _SCALE = frozenset({"mul", "div"})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Linear:
     """One product with a stored weight, and the bias added to it.
 

@@ -19,13 +19,17 @@ from trtllm_scaffold.infer.segments import Chain, follow
 Scope = Literal["head", "full", "per_head_weight"]
 When = Literal["before_rope", "after_rope"]
 
+_EQUAL = 1e-5
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionFacts:
     """What was observed of one layer's attention.
 
     Attributes:
-        heads, kv_heads, head_dim, scale, window, softcap, clip: Numbers, see `AttentionSpec`.
+        heads, kv_heads, head_dim, window, softcap, clip: Numbers, see `AttentionSpec`.
+        scale: Factor on q.k; on rotated dimensions, where there are any.
+        plain_scale: The same on dimensions that are not rotated, where there are both.
         query, key, value: The way of each operand from its projection.
         key_columns, value_columns: [kv_heads, head_dim] columns of the projections.
         output: The output projection.
@@ -41,6 +45,7 @@ class AttentionFacts:
     kv_heads: int
     head_dim: int
     scale: float
+    plain_scale: float | None
     window: int | None
     softcap: float | None
     clip: float | None
@@ -74,6 +79,7 @@ def read_attention(layer: Layer) -> AttentionFacts:
     value_columns = _kv_columns(layer, value, heads)
     _check_value(layer, value, key_columns, value_columns, query)
     rope = _rope(layer, query, key)
+    scales = _scales(layer, scores, query, key, rope)
     norms, scope, when = _norms(layer, query, key)
     clips = {query.clip, key.clip, value.clip}
     if len(clips) > 1:
@@ -82,7 +88,8 @@ def read_attention(layer: Layer) -> AttentionFacts:
         heads=heads,
         kv_heads=key_columns.shape[0],
         head_dim=query.columns.shape[1],
-        scale=_scale(layer, scores, query, key, rope),
+        scale=scales[0],
+        plain_scale=scales[1],
         window=read_window(layer),
         softcap=scores.softcap,
         clip=query.clip,
@@ -161,15 +168,22 @@ def _rope(layer: Layer, query: Chain, key: Chain) -> RopeFacts | None:
     return first
 
 
-def _scale(layer: Layer, scores: Scores, query: Chain, key: Chain, rope: RopeFacts | None) -> float:
-    """The factor on q.k, without the factor that the rotation carries on its dimensions."""
-    q, k = query.factors[0].double(), key.factors[0].double()
-    product = q * k
-    if rope is not None:
-        product = product / rope.amplitude_at(query.columns[0]) ** 2
-    if bool(((product / product[0] - 1.0).abs() > 1e-5).any()):
-        raise _refused(layer, "dimensions of q and k are scaled differently")
-    return scores.factor * float(product.mean())
+def _scales(
+    layer: Layer, scores: Scores, query: Chain, key: Chain, rope: RopeFacts | None
+) -> tuple[float, float | None]:
+    """The factor on q.k: on rotated dimensions, and on the others where there are both."""
+    product = query.factors[0].double() * key.factors[0].double() * scores.factor
+    width = len(product)
+    rotated = torch.ones(width, dtype=torch.bool)
+    if rope is not None and rope.dim < width:
+        rotated = rope.rotates(query.columns[0])
+    found = []
+    for part in (product[rotated], product[~rotated]):
+        if bool(((part - part.mean()).abs() > _EQUAL * part.abs()).any()):
+            raise _refused(layer, "dimensions of q and k are scaled differently")
+        found.append(float(part.mean()) if len(part) else None)
+    assert found[0] is not None
+    return found[0], found[1]
 
 
 def _norms(

@@ -16,7 +16,7 @@ _HINT = (
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class BlockFacts:
     """What was observed of one layer's equation; see `BlockSpec` for the two forms.
 

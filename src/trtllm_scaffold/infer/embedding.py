@@ -14,7 +14,7 @@ from trtllm_scaffold.infer.norm import NormReader
 _HINT = "token embeddings with a factor, a projection and learned positions are expressed"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EmbeddingFacts:
     """What was observed before the first layer.
 

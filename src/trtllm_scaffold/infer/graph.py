@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """One tensor of the forward.
 
@@ -30,7 +30,7 @@ class Value:
         return tuple(self.data.shape)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One aten operation.
 
@@ -60,7 +60,7 @@ class Node:
         return list(_values((self.args, self.kwargs)))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """One call of a module: its first tensor argument and its first tensor result."""
 
@@ -72,7 +72,7 @@ class Call:
     last_node: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Graph:
     """The forward as a graph.
 

@@ -12,7 +12,7 @@ from trtllm_scaffold.infer.norm import NormFacts, NormReader
 _HINT = "a final norm, a projection, a factor and a softcap around one linear head are expressed"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class HeadFacts:
     """What was observed after the last layer.
 

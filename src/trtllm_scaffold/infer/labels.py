@@ -108,7 +108,7 @@ def _rope_numbers(attention: AttentionFacts) -> str | None:
     rope = attention.rope
     if rope is None:
         return None
-    return f"{rope.dim} dimensions, slowest {rope.frequencies[-1]:.3g}, x {rope.amplitude:.4g}"
+    return f"{rope.dim} dimensions, slowest {rope.frequencies[-1]:.3g}"
 
 
 def _short(value: float | None) -> str | None:

@@ -14,7 +14,7 @@ from trtllm_scaffold.infer.norm import NormReader
 _HINT = "decoders with one softmax attention in every layer work"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layer:
     """One decoder layer of the traced forward.
 

@@ -27,7 +27,7 @@ _RANGE = 4.0
 _TOLERANCE = 2e-5
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MlpFacts:
     """What was observed of one layer's feed-forward.
 
@@ -47,7 +47,7 @@ class MlpFacts:
     up_columns: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Form:
     gate: Linear | None
     up: Linear

@@ -36,7 +36,7 @@ class NormFacts:
     weight_shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class NormCall:
     """A norm and the values it stands between."""
 

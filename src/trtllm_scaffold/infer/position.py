@@ -22,13 +22,11 @@ class RopeFacts:
     Attributes:
         style, dim: See `RopeSpec`.
         frequencies: Radians per position of each rotated pair.
-        amplitude: Factor on the rotated dimensions (the attention factor of some scalings).
     """
 
     style: Literal["neox", "interleaved"]
     dim: int
     frequencies: tuple[float, ...]
-    amplitude: float
 
     def agrees(self, other: RopeFacts) -> bool:
         """Whether both are the same rotation."""
@@ -36,10 +34,9 @@ class RopeFacts:
         pairs = zip(self.frequencies, other.frequencies, strict=False)
         return same and all(abs(a - b) <= _EXACT * max(a, b) for a, b in pairs)
 
-    def amplitude_at(self, columns: torch.Tensor) -> torch.Tensor:
-        """[head_dim] factor on each of a head's entries, which hold these columns."""
-        rotated = columns - columns.min() < self.dim
-        return torch.where(rotated, self.amplitude, 1.0).double()
+    def rotates(self, columns: torch.Tensor) -> torch.Tensor:
+        """[head_dim] whether each of a head's entries, which hold these columns, is rotated."""
+        return columns - columns.min() < self.dim
 
 
 def read_rope(layer: Layer, matrices: torch.Tensor, columns: torch.Tensor) -> RopeFacts:
@@ -74,7 +71,7 @@ def read_rope(layer: Layer, matrices: torch.Tensor, columns: torch.Tensor) -> Ro
     angles = torch.atan2(sin, cos)
     if bool((angles[1] < -_EXACT).any()):
         raise _refused(layer, "it turns the other way")
-    return RopeFacts(style, dim, _frequencies(angles), amplitude)
+    return RopeFacts(style, dim, _frequencies(angles))
 
 
 def _pairs(layer: Layer, m: torch.Tensor) -> list[tuple[int, int]]:

@@ -42,6 +42,37 @@ def expected(settings: Mapping[str, Any], pairs: int) -> Iterator[list[float]]:
         yield _yarn(base, theta, factor, settings)
 
 
+def attention_factor(settings: Mapping[str, Any], max_positions: float | None) -> float:
+    """What the rotation multiplies queries and keys by, for yarn and longrope; else 1.
+
+    Args:
+        settings: See `normalize.rope_parameters`.
+        max_positions: The configuration's longest length; longrope derives its factor from it.
+    """
+    kind = settings.get("rope_type", "default")
+    if kind not in ("yarn", "longrope"):
+        return 1.0
+    if settings.get("attention_factor") is not None:
+        return float(settings["attention_factor"])
+    factor, original = settings.get("factor"), settings.get("original_max_position_embeddings")
+    if kind == "longrope":
+        if original and max_positions:
+            factor = max_positions / float(original)
+        if not factor or not original or factor <= 1.0:
+            return 1.0
+        return math.sqrt(1.0 + math.log(factor) / math.log(float(original)))
+    scale, whole = settings.get("mscale"), settings.get("mscale_all_dim")
+    if scale and whole:
+        return _mscale(float(factor or 1.0), float(scale)) / _mscale(
+            float(factor or 1.0), float(whole)
+        )
+    return _mscale(float(factor or 1.0), 1.0)
+
+
+def _mscale(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
+
+
 def _llama3(frequency: float, factor: float, settings: Mapping[str, Any]) -> float:
     """Low frequencies divided by `factor`, high ones kept, a linear blend between."""
     original = float(settings["original_max_position_embeddings"])

@@ -14,7 +14,7 @@ from trtllm_scaffold.infer.layers import Layer
 _MASKED = -1e4  # additive masks hold -inf or the smallest float, never a finite bias
 
 
-@dataclass
+@dataclass(repr=False)
 class Scores:
     """What stands between the product of queries and keys and the softmax.
 

@@ -15,7 +15,7 @@ from trtllm_scaffold.infer.norm import NormCall
 _HINT = "q, k and v must each come from one linear layer, through views, a norm, a clip and rope"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segment:
     """The operations between two values, which only move, rotate and scale numbers."""
 
@@ -24,7 +24,7 @@ class Segment:
     path: list[Node]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Chain:
     """One operand of an attention product, back to its projection.
 

@@ -13,6 +13,7 @@ from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.roles import norm_name
+from trtllm_scaffold.infer.rotation import score_scale
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
 from trtllm_scaffold.spec import (
     AttentionSpec,
@@ -29,7 +30,7 @@ from trtllm_scaffold.spec import (
 _MEASURED = 1e-3  # relative error of numbers that were solved for, not read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Builder:
     """Builds specs from observations whose structure agrees.
 
@@ -104,7 +105,7 @@ class Builder:
             k_bias=facts.key.linear.bias is not None,
             v_bias=facts.value.linear.bias is not None,
             o_bias=facts.output.bias is not None,
-            scale=fit("attention.scale", lambda f: f.attention.scale),
+            scale=self.fit("attention.scale", score_scale),
             window=window,
             qk_norm=self._qk_norm(),
             softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),

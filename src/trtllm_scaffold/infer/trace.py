@@ -22,7 +22,7 @@ from trtllm_scaffold.infer.roles import RoleLayout, check_all_used, layer_roles,
 from trtllm_scaffold.infer.tiny import build, token_ids
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerFacts:
     """What was observed of one layer."""
 
@@ -33,7 +33,7 @@ class LayerFacts:
     roles: dict[str, RoleLayout] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Observation:
     """What was observed of one tiny model.
 
