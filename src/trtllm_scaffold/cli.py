@@ -64,11 +64,11 @@ class Runtime(str, Enum):
 
 
 class Dtype(str, Enum):
-    """The floating point type of a proof."""
+    """The floating point types of a proof."""
 
+    both = "both"
     float32 = "float32"
     bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -193,7 +193,7 @@ def check(
     """Run the contract check and the load proof."""
     from trtllm_scaffold.verify.check import check_port
 
-    generation = _generation(port, trtllm)
+    generation = None if trtllm is None else trtllm.value
     checks = check_port(port, checkpoint=checkpoint, trtllm=generation)
     return console.print_checks(port, [item.to_json() for item in checks], as_json)
 
@@ -206,7 +206,7 @@ def prove(
         str, typer.Option(help="Tensor-parallel sizes, comma-separated.", metavar="N,...")
     ] = "1,2",
     device: Annotated[Device, typer.Option(help="Where to run.")] = Device.cpu,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the numbers.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Parity in which types.")] = Dtype.both,
     runtime: Annotated[Runtime, typer.Option(help="What to run the port on.")] = Runtime.auto,
     trtllm: Annotated[
         Generation | None, typer.Option(help="Generation; the port's own by default.")
@@ -227,7 +227,7 @@ def prove(
         device=device.value,
         dtype=dtype.value,
         runtime=runtime.value,
-        trtllm=_generation(port, trtllm),
+        trtllm=None if trtllm is None else trtllm.value,
         progress=console.progress,
     )
     if report is not None:
@@ -243,15 +243,6 @@ def doctor(as_json: Json = False) -> int:
     from trtllm_scaffold.doctor import examine
 
     return console.print_doctor(examine(), as_json)
-
-
-def _generation(port: Path, asked: Enum | None) -> str:
-    """Return the generation asked for, or else the one that the port records."""
-    if asked is not None:
-        return str(asked.value)
-    from trtllm_scaffold.verify.port_files import read_port
-
-    return read_port(port).generation or Generation.v1_2.value
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -276,6 +276,15 @@ def test_break_downs_are_shown_where_a_check_failed(check, capsys):
     assert "by run tiny 0.5, bound n 1; first differs" in lines[2]
 
 
+def test_the_ports_own_generation_is_the_default(check, prove):
+    run(["check", "p"])
+    run(["prove", "p"])
+    assert check.calls[0][1] == {"checkpoint": None, "trtllm": None}
+    keys = prove.calls[0][1]
+    assert (keys["trtllm"], keys["tp"], keys["dtype"]) == (None, (1, 2), "both")
+    assert (keys["device"], keys["runtime"]) == ("cpu", "auto")
+
+
 def test_a_failed_proof_exits_1(prove, capsys):
     prove.document |= {"passed": False, "checks": [FAILED | {"measured": {"e": float("nan")}}]}
     assert run(["prove", "p", "--trtllm", "1.2"]) == 1

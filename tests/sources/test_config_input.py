@@ -209,3 +209,12 @@ def test_fuzz_read_raises_nothing_but_our_errors(tmp_path_factory, content):
         validate_config(raw)
     except ScaffoldError as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[1] / "configs").glob("*.json")),
+    ids=lambda path: path.stem,
+)
+def test_published_files_are_accepted(path):
+    assert load_path(path).raw["architectures"]
