@@ -221,19 +221,91 @@ def test_values_that_the_class_rejects_are_one_clear_line():
     assert "\n" not in str(caught.value)
 
 
+def renamed_llama(names):
+    """A private fork of llama whose configuration has none of the usual names."""
+    from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig
+
+    class ForkConfig(PretrainedConfig):
+        model_type = "fork"
+
+        def __init__(self, **kwargs):
+            for key, value in names.items():
+                setattr(self, key, kwargs.pop(key, value))
+            super().__init__(**kwargs)
+
+    canonical = {new: old for old, new in FORK_NAMES.items()}
+
+    class ForkForCausalLM(LlamaForCausalLM):
+        def __init__(self, config):
+            values = {canonical[k]: getattr(config, k) for k in names if k in canonical}
+            super().__init__(LlamaConfig(**values, rms_norm_eps=1e-5, pad_token_id=0))
+
+    return HFClasses(ForkConfig, ForkForCausalLM)
+
+
+FORK_NAMES = {
+    "hidden_size": "breadth",
+    "num_attention_heads": "eyes",
+    "num_key_value_heads": "ears",
+    "num_hidden_layers": "storeys",
+    "intermediate_size": "belly",
+    "vocab_size": "alphabet",
+}
+
+
+@pytest.mark.parametrize("heads, kv", [(32, 8), (32, 32)])
+def test_a_fork_without_any_usual_name_is_probed(heads, kv):
+    values = {
+        "breadth": 4096,
+        "eyes": heads,
+        "ears": kv,
+        "storeys": 6,
+        "belly": 11008,
+        "alphabet": 32000,
+    }
+    classes = renamed_llama(values)
+    raw = {"architectures": ["ForkForCausalLM"], "model_type": "fork", **values}
+    tiny = [shrink(raw, classes, style="odd", variant=v) for v in (0, 1)]
+    for small in tiny:
+        assert small["breadth"] % small["eyes"] == 0
+        assert small["eyes"] % small["ears"] == 0
+        assert (small["eyes"] == small["ears"]) == (heads == kv)
+        model = classes.model_class(classes.config_class.from_dict(dict(small))).eval()
+        assert sum(p.numel() for p in model.parameters()) < 6_000_000
+        with torch.no_grad():
+            assert model(torch.randint(3, small["alphabet"], (1, 20))).logits.isfinite().all()
+    for key in values:
+        assert tiny[0][key] != tiny[1][key] != raw[key], key
+
+
+def test_large_sizes_of_unknown_names_become_small():
+    values = {
+        "hidden_size": 4096,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 6,
+        "belly": 1_000_000,
+        "vocab_size": 32000,
+    }
+    canonical = {k: k for k in values if k != "belly"} | {"belly": "intermediate_size"}
+    classes = renamed_llama(values)
+
+    class Model(classes.model_class):
+        def __init__(self, config):
+            from transformers import LlamaConfig, LlamaForCausalLM
+
+            sizes = {canonical[k]: getattr(config, k) for k in values}
+            LlamaForCausalLM.__init__(self, LlamaConfig(**sizes, pad_token_id=0))
+
+    tiny = shrink({**values}, HFClasses(classes.config_class, Model), style="odd")
+    assert tiny["belly"] == 44
+
+
 def test_missing_sizes_name_the_keys_that_were_looked_for():
-    class Bare:
-        attribute_map: dict = {}
-
-        @classmethod
-        def from_dict(cls, values):
-            return cls()
-
-        def to_dict(self):
-            return {"hidden_size": 64}
-
+    classes = renamed_llama({"breadth": 64})
+    raw = {"hidden_size": 64, "vocab_size": 128, "n_layer": 2}
     with pytest.raises(InputError, match="gives num_attention_heads"):
-        shrink({"hidden_size": 64}, HFClasses(Bare, object), style="odd")
+        shrink(raw, classes, style="odd")
 
 
 def test_scalars_are_told_from_sizes_rates_and_tokens():

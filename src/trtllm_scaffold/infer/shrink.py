@@ -13,6 +13,7 @@ from trtllm_scaffold.infer.tiny_rope import tiny_rope
 from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
 from trtllm_scaffold.infer.tiny_sizes import (
     BASES,
+    REQUIRED,
     Real,
     Style,
     kept_layers,
@@ -27,6 +28,9 @@ _NOT_OF_THE_MODEL = ("quantization_config", "compression_config", "_name_or_path
 #: Integers above this are sizes of something, whatever they are called.
 _LARGE = 128
 
+#: A tiny model with more parameters than this has a size that no known name sets.
+_MAX_PARAMETERS = 16_000_000
+
 
 def shrink(
     raw: Mapping[str, Any], classes: HFClasses, *, style: Style, variant: int = 0
@@ -36,7 +40,8 @@ def shrink(
     Args:
         raw: The parsed config.json of the real model.
         classes: Its HF classes; the configuration class gives defaults of omitted keys and the
-            names of canonical ones (`attribute_map`).
+            names of canonical ones (`attribute_map`). Where neither those nor the usual names
+            tell a size, the model class is probed.
         style: ``odd``: sizes and scalars are distinctive, so that a number seen in a trace
             tells which key set it. ``published``: tiny sizes, every published scalar kept.
         variant: 0 or 1. The two odd ones differ in every size and scalar.
@@ -54,7 +59,7 @@ def shrink(
             source.pop(key, None)
     config = build_config(source, classes)
     full = {**source, **effective(config)}
-    attribute_map = dict(getattr(config, "attribute_map", None) or {})
+    attribute_map = _attribute_map(source, full, config, classes)
     real = _real(full, attribute_map, rope_parameters(config))
     sizes = tiny_sizes(real, style, variant)
     kept = kept_layers(real.layer_rows, BASES[style, variant].layers)
@@ -67,7 +72,44 @@ def shrink(
     if style == "odd":
         edits.update(odd_scalars(full, variant))
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
-    return json.loads(json.dumps({**source, **edits}))
+    tiny = json.loads(json.dumps({**source, **edits}))
+    return {**tiny, **_unnamed_sizes(tiny, full, edits, classes, variant)}
+
+
+def _attribute_map(
+    source: Mapping[str, Any], full: Mapping[str, Any], config: Any, classes: HFClasses
+) -> dict[str, str]:
+    """Return the class's map of canonical names, with keys found by probing where names fail."""
+    known = dict(getattr(config, "attribute_map", None) or {})
+    if all(any(is_size(full.get(k)) for k in keys_of(role, known)) for role in REQUIRED):
+        return known
+    from trtllm_scaffold.infer.probe import find_keys  # imports torch
+
+    return {**find_keys(source, full, classes), **known}
+
+
+def _unnamed_sizes(
+    tiny: Mapping[str, Any],
+    full: Mapping[str, Any],
+    edits: Mapping[str, Any],
+    classes: HFClasses,
+    variant: int,
+) -> dict[str, Any]:
+    """Return small values for large sizes of unknown names, where the model is still large."""
+    from trtllm_scaffold.infer.probe import parameter_count, sets_a_size  # imports torch
+
+    if parameter_count(tiny, classes) <= _MAX_PARAMETERS:
+        return {}
+    left = [
+        key
+        for key, value in full.items()
+        if key not in edits and is_size(value) and value > _LARGE and not is_token(key)
+    ]
+    small: dict[str, Any] = {}
+    for key in left:
+        if sets_a_size({**tiny, key: full[key]}, key, classes):
+            small[key] = 44 + 12 * len(small) + 8 * variant
+    return small
 
 
 def _real(

@@ -12,6 +12,9 @@ from trtllm_scaffold.infer.normalize import ORIGINAL
 
 Style = Literal["odd", "published"]
 
+#: Roles without which a configuration cannot be shrunk.
+REQUIRED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+
 
 @dataclass(frozen=True)
 class Real:
@@ -78,7 +81,7 @@ def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dic
                 found[role] = max(value)  # one size a layer
             elif is_size(value):
                 found[role] = value
-    for role in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+    for role in REQUIRED:
         if role not in found:
             raise InputError(
                 f"no key of the configuration gives {role}",
