@@ -137,18 +137,6 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
     }
 
 
-def _proof(port: Path, trtllm: str, progress: Progress) -> list[Check]:
-    from trtllm_scaffold.verify.check import check_port
-    from trtllm_scaffold.verify.prove import prove_port
-
-    progress("checking the port against the API contract and the checkpoint's layout")
-    checks = list(check_port(port, checkpoint=None, trtllm=trtllm))
-    if all(check.status != "failed" for check in checks):
-        report = prove_port(port, tp=(1, 2), trtllm=trtllm, progress=progress)
-        checks += report.checks
-    return checks
-
-
 def new_port(
     sources: Sources,
     dest: Path,
@@ -188,9 +176,12 @@ def new_port(
         result = NewResult(dest, names.package, plan.support, files=_files(port))
         if dry_run:
             return result
-        checks = tuple(_proof(port, trtllm, progress)) if prove else ()
-        result = replace(result, checks=checks)
-        if any(check.status == "failed" for check in checks):
+        if prove:
+            from trtllm_scaffold.verify.prove import prove_port
+
+            report = prove_port(port, tp=(1, 2), trtllm=trtllm, progress=progress)
+            result = replace(result, checks=tuple(report.checks))
+        if any(check.status == "failed" for check in result.checks):
             progress("nothing was written; --no-prove writes the port unproven, to look at it")
             return result
         for cache in port.rglob("__pycache__"):
