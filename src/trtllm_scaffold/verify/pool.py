@@ -38,7 +38,7 @@ class WorkerPool:
     The constructor returns at once: the processes start while the caller goes on. Close the
     pool, or use it as a context manager; it is closed at interpreter exit in any case. Its
     processes have a session of their own, so that Ctrl-C reaches the caller alone, and they
-    end when their sockets do.
+    end with the caller, even if it is killed.
     """
 
     def __init__(self, size: int) -> None:
@@ -52,7 +52,7 @@ class WorkerPool:
         self._process = subprocess.Popen(
             [sys.executable, "-c", start],
             pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
@@ -90,6 +90,8 @@ class WorkerPool:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._log.close()
 
     def run(

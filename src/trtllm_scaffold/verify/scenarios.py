@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.verify.harness import Driver, Piece
 
 #: Decode steps after each prompt.
@@ -38,17 +39,29 @@ class Regime:
 
 
 def regimes(config: Any) -> list[Regime]:
-    """The regimes that show every window and rope length of a (tiny) HF configuration."""
+    """The regimes that show every window and rope length of a (tiny) HF configuration.
+
+    Raises:
+        InputError: If its longest sequence is too short to show them.
+    """
     limit = int(config.max_position_embeddings)
     original = original_length(config)
     if original is not None and _has_two_tables(config):
         short, long = original - STEPS, original + 5
+        if short < 2 or long + STEPS > limit:
+            raise InputError(
+                f"original length {original} and max_position_embeddings {limit} leave no room "
+                f"for prompts and {STEPS} more tokens below the one and between both",
+                where="the tiny configuration",
+            )
         return [
             Regime("short factors", original, (short, max(1, short - 3), max(1, short // 2), 2)),
             Regime("long factors", limit, (long, long - 2, long - 4, long - 6)),
         ]
     longest = max([_LEAST, (original or 0) + 9, *(2 * size + 5 for size in windows(config))])
     longest = min(longest, limit - STEPS)
+    if longest < 5:
+        raise InputError(f"max_position_embeddings {limit} is too short for a proof")
     return [Regime("", limit, (longest, 2 * longest // 3, longest // 2 + 1, 5))]
 
 
@@ -80,16 +93,6 @@ def _has_two_tables(config: Any) -> bool:
         if source.get("long_factor") and source.get("short_factor"):
             return True
     return False
-
-
-def beyond(config: Any) -> list[str]:
-    """Windows and lengths of `config` that its own regimes do not reach: a broken tiny config."""
-    longest = max(max(regime.prompts) + STEPS for regime in regimes(config))
-    missed = [f"window {size}" for size in windows(config) if size >= longest]
-    original = original_length(config)
-    if original is not None and original >= longest:
-        missed.append(f"original rope length {original}")
-    return missed
 
 
 def prefill(driver: Driver, sequences: list[torch.Tensor]) -> Iterator[Result]:

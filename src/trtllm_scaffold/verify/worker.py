@@ -44,7 +44,11 @@ class Failure:
 
 
 def main(descriptors: Sequence[int]) -> None:
-    """Import the libraries, fork one rank per socket and wait until all are gone."""
+    """Import the libraries, fork one rank per socket, and end with the pool's owner.
+
+    The owner holds the other end of the standard input and never writes: the end of it is the
+    end of the owner, however it came, and no rank outlives that.
+    """
     for name in _PRELOAD:
         importlib.import_module(name)
     for descriptor in descriptors:
@@ -56,8 +60,8 @@ def main(descriptors: Sequence[int]) -> None:
             os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
-    for _ in descriptors:
-        os.wait()
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _serve(connection: Connection) -> None:
