@@ -171,20 +171,29 @@ class Driver:
         Returns:
             For each piece its logits at all its positions, [n, vocab_size] fp32 on the CPU.
         """
-        lengths = [len(piece.tokens) for piece in pieces]
         with torch.inference_mode():
-            metadata = self._metadata(pieces, lengths)
+            metadata = self.metadata(pieces)
             metadata.prepare()
+            tokens, positions = self.packed(pieces)
             logits = self.model.forward(
                 attn_metadata=metadata,
-                input_ids=torch.cat([piece.tokens for piece in pieces]).int().to(self.setup.device),
-                position_ids=_positions(pieces).to(self.setup.device),
+                input_ids=tokens,
+                position_ids=positions,
                 return_context_logits=True,
                 **options,
             )
-        return list(logits.float().cpu().split(lengths))
+        return list(logits.float().cpu().split([len(piece.tokens) for piece in pieces]))
 
-    def _metadata(self, pieces: Sequence[Piece], lengths: list[int]) -> Any:
+    def packed(self, pieces: Sequence[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [num_tokens] and positions [1, num_tokens] of a batch, on the device."""
+        tokens = torch.cat([piece.tokens for piece in pieces]).int()
+        spans = [torch.arange(item.cached, item.cached + len(item.tokens)) for item in pieces]
+        positions = torch.cat(spans).int().unsqueeze(0)
+        return tokens.to(self.setup.device), positions.to(self.setup.device)
+
+    def metadata(self, pieces: Sequence[Piece]) -> Any:
+        """The backend's metadata of a batch, not yet prepared."""
+        lengths = [len(piece.tokens) for piece in pieces]
         contexts = sum(piece.is_context for piece in pieces)
         chunked = any(piece.is_context and piece.cached for piece in pieces)
         return self.metadata_class(
@@ -231,12 +240,6 @@ def _tokens_per_block(setup: Setup) -> int:
     while size < setup.longest:
         size *= 2
     return size
-
-
-def _positions(pieces: Sequence[Piece]) -> torch.Tensor:
-    """[1, num_tokens] position of each packed token in its sequence."""
-    spans = [torch.arange(piece.cached, piece.cached + len(piece.tokens)) for piece in pieces]
-    return torch.cat(spans).int().unsqueeze(0)
 
 
 def _kv_heads(config: Any) -> Any:

@@ -191,16 +191,14 @@ class _Proof:
         return checks
 
     def _rules(self, case: Any) -> list[Check]:
+        from trtllm_scaffold.verify.cuda_graph import check_cuda_graph
         from trtllm_scaffold.verify.rules import check_lora, check_meta_init
 
         self.tell("runtime rules")
-        return [
-            check_meta_init(case),
-            check_lora(case),
-            skipped("CUDA graph", "needs a CUDA device")
-            if self.device == "cpu"
-            else skipped("CUDA graph", "not implemented"),
-        ]
+        checks = [check_meta_init(case), check_lora(case)]
+        if self.device == "cpu":
+            return [*checks, skipped("CUDA graph", "needs a CUDA device")]
+        return [*checks, check_cuda_graph(case)]
 
     def _parallel(
         self, workers: WorkerPool | None, cases: Sequence[Any], runtime: str
