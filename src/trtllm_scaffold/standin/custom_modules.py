@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 
-def import_custom_module_from_dir(custom_module_dir: str | Path) -> ModuleType:
+def import_custom_module_from_dir(custom_module_path: str | Path) -> ModuleType:
     """Import a directory as a package: its parent goes to the front of ``sys.path``.
 
     The directory's name is the package's name, so it must be an identifier that nothing else
@@ -18,7 +18,7 @@ def import_custom_module_from_dir(custom_module_dir: str | Path) -> ModuleType:
     Raises:
         ImportError: If the import fails; the message names the directory.
     """
-    folder = Path(custom_module_dir).resolve()
+    folder = Path(custom_module_path).resolve()
     parent = str(folder.parent)
     if parent not in sys.path:
         sys.path.insert(0, parent)
@@ -43,8 +43,15 @@ def import_custom_module_from_file(custom_module_path: str | Path) -> ModuleType
     return module
 
 
-def import_custom_module(custom_module: str | Path) -> ModuleType:
-    """Import a directory or a file by the rule of its kind."""
-    path = Path(custom_module)
+def import_custom_module(custom_module_path: str | Path) -> ModuleType:
+    """Import a directory or a file by the rule of its kind.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+        ImportError: If the import fails.
+    """
+    path = Path(custom_module_path)
+    if not path.exists():
+        raise FileNotFoundError(f"custom module path {path} does not exist")
     rule = import_custom_module_from_dir if path.is_dir() else import_custom_module_from_file
     return rule(path)

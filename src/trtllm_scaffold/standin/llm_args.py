@@ -8,7 +8,10 @@ from typing import Any
 from trtllm_scaffold.standin.generation import contract
 
 
-@contract("tensorrt_llm.llmapi.llm_args.KvCacheConfig")
+@contract(
+    "tensorrt_llm.llmapi.llm_args.KvCacheConfig",
+    defaults={"1.4": {"use_kv_cache_manager_v2": "auto"}},
+)
 @dataclass(kw_only=True)
 class KvCacheConfig:
     """Cache options. The stand-in uses ``max_tokens``, ``max_attention_window`` and the block

@@ -192,7 +192,7 @@ class FP8BlockScalesLinearMethod(_DequantizingMethod):
 def _part(module: Linear, weight: Any) -> torch.Tensor:
     whole = module.weights_loading_config.ignore_tensor_parallel
     size, rank = (1, 0) if whole else (module.tp_size, module.tp_rank)
-    return load_weight_shard(weight, size, rank, module.tp_mode)
+    return load_weight_shard(weight, size, rank, module.tp_mode, device=None)
 
 
 @contract("get_quant_method")

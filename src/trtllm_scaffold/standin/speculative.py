@@ -30,6 +30,6 @@ class SpecMetadata:
         return False
 
     def maybe_capture_hidden_states(
-        self, layer_id: int, hidden_states: torch.Tensor, residual: torch.Tensor | None = None
+        self, layer_id: int, hidden_states: torch.Tensor, residual: torch.Tensor | None
     ) -> None:
         """Nothing is captured."""

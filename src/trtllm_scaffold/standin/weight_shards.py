@@ -69,7 +69,7 @@ def load_weight_shard(
     tensor_parallel_size: int = 1,
     tensor_parallel_rank: int = 0,
     tensor_parallel_mode: TensorParallelMode | None = None,
-    device: torch.device | str | None = None,
+    device: torch.device | str | None = torch.device("cpu"),  # noqa: B008  (the real signature)
     return_slice_indices: bool = False,
 ) -> Any:
     """This rank's part of a checkpoint tensor.

@@ -212,10 +212,12 @@ def test_backend_names(gen, caplog):
     assert get("vanilla") is (trtllm if gen == "1.2" else vanilla)
 
 
-def test_chunk_size_is_refused_off_trtllm_in_1_4_and_ignored_in_1_2():
-    attention(model_config("1.2", backend="VANILLA"), attention_chunk_size=4)
-    with pytest.raises(ValueError, match="attention_chunk_size"):
-        attention(model_config("1.4", backend="VANILLA"), attention_chunk_size=4)
+@pytest.mark.parametrize("gen", ["1.2", "1.4"])
+def test_chunk_size_is_refused_off_trtllm(gen):
+    attention(model_config(gen), attention_chunk_size=4)
+    for backend in ("VANILLA", "FLASHINFER"):
+        with pytest.raises(ValueError, match=f"attention_chunk_size.*{backend}"):
+            attention(model_config(gen, backend=backend), attention_chunk_size=4)
 
 
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
@@ -461,25 +463,39 @@ def test_loading_empties_a_consumable_dictionary():
     assert list(weights) == []
 
 
-def test_modules_load_in_order_in_1_2_and_shuffled_in_1_4(monkeypatch):
+@pytest.mark.parametrize("gen", ["1.2", "1.4"])
+def test_modules_load_in_no_order_unless_told_to(gen, monkeypatch):
     from trtllm_scaffold.standin.models import loading
 
-    orders = {}
-    for gen in ("1.2", "1.4"):
-        port = ports(gen, "llama")
-        config, hf_class = llama()
-        model = port.HandLlamaForCausalLM(model_config(gen))
-        seen = orders[gen] = []
-        plain = loading.filter_weights
-        monkeypatch.setenv("TLLM_LOAD_WEIGHTS_NUM_WORKERS", "1")
+    port = ports(gen, "llama")
+    config, hf_class = llama()
+    weights = hf_class(config).state_dict()
+    plain, orders = loading.filter_weights, {}
+    monkeypatch.setenv("TLLM_LOAD_WEIGHTS_NUM_WORKERS", "1")
+    for serial in ("0", "1"):
+        seen = orders[serial] = []
+        monkeypatch.setenv("TRT_LLM_DISABLE_LOAD_WEIGHTS_IN_PARALLEL", serial)
         monkeypatch.setattr(
-            loading, "filter_weights", lambda p, w, s=seen, f=plain: (s.append(p), f(p, w))[1]
+            loading, "filter_weights", lambda p, w, s=seen: (s.append(p), plain(p, w))[1]
         )
-        model.load_weights(hf_class(config).state_dict())
-        monkeypatch.setattr(loading, "filter_weights", plain)
-    assert sorted(orders["1.2"]) == sorted(orders["1.4"])
-    assert orders["1.2"] != orders["1.4"]
-    assert orders["1.2"][0] == "model.embed_tokens"
+        port.HandLlamaForCausalLM(model_config(gen)).load_weights(weights)
+    assert sorted(orders["0"]) == sorted(orders["1"])
+    assert orders["0"] != orders["1"] and orders["1"][0] == "model.embed_tokens"
+
+
+@pytest.mark.parametrize("gen", ["1.2", "1.4"])
+def test_preloaded_modules_come_first_and_in_order(gen, monkeypatch):
+    from trtllm_scaffold.standin.models import loading
+
+    port = ports(gen, "llama")
+    config, hf_class = llama()
+    model = port.HandLlamaForCausalLM(model_config(gen))
+    model.preload_weight_modules = ["lm_head", "down_proj"]
+    plain, seen = loading.filter_weights, []
+    monkeypatch.setattr(loading, "filter_weights", lambda p, w: (seen.append(p), plain(p, w))[1])
+    model.load_weights(hf_class(config).state_dict())
+    first = [name for end in ("lm_head", "down_proj") for name in seen if name.endswith(end)]
+    assert len(first) == 4 and seen[:4] == first
 
 
 def test_head_dim_of_a_mapper_cannot_be_assigned_in_1_4():
@@ -549,7 +565,8 @@ def test_registration():
         held = registry.MODEL_CLASS_MAPPING["SomeForCausalLM"]
         assert held is (built_in if gen == "1.2" else own)
         if gen == "1.4":
-            assert own._registered_architectures == ("SomeForCausalLM",)
+            assert own._registered_architectures == {"SomeForCausalLM"}
+            assert built_in._registered_architectures == {"SomeForCausalLM"}
             assert registry.export_external_model_modules()["SomeForCausalLM"] == outside
     registry.MODEL_CLASS_MAPPING.pop("SomeForCausalLM")
 

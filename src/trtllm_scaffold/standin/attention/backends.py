@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,33 @@ from trtllm_scaffold.standin.attention.metadata import (
 from trtllm_scaffold.standin.functional import PositionEmbeddingType
 from trtllm_scaffold.standin.generation import active
 from trtllm_scaffold.standin.interface import PositionalEmbeddingParams
+from trtllm_scaffold.standin.logger import logger
 from trtllm_scaffold.standin.modules.rotary import RotaryEmbedding
+
+#: Head sizes that the TRTLLM backend's decode kernels are compiled for
+#: (``MMHA_SUPPORTED_HEAD_SIZES`` in cpp/tensorrt_llm/kernels/decoderMaskedMultiheadAttention).
+KERNEL_HEAD_SIZES = (32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256)
+#: Set to ``strict``, a head size without a kernel is an error, as in the real backend.
+HEAD_SIZES_VARIABLE = "TRTLLM_SCAFFOLD_HEAD_SIZES"
+
+
+def check_head_size(head_dim: int) -> None:
+    """Warn of a head size that the real TRTLLM backend has no kernel for.
+
+    Tiny test models have such sizes on purpose, so it is an error only on request.
+
+    Raises:
+        RuntimeError: If ``TRTLLM_SCAFFOLD_HEAD_SIZES`` is ``strict``.
+    """
+    if head_dim in KERNEL_HEAD_SIZES:
+        return
+    message = (
+        f"head_dim {head_dim} has no kernel in TensorRT-LLM's TRTLLM backend, which takes "
+        f"{', '.join(map(str, KERNEL_HEAD_SIZES))}"
+    )
+    if os.environ.get(HEAD_SIZES_VARIABLE) == "strict":
+        raise RuntimeError(message)
+    logger.warning_once(message, key=f"head_dim {head_dim}")
 
 
 class VanillaAttention(AttentionBackend[VanillaAttentionMetadata]):
@@ -66,6 +93,7 @@ class TrtllmAttention(AttentionBackend[TrtllmAttentionMetadata]):
         super().__init__(
             layer_idx, num_heads, head_dim, num_kv_heads, quant_config, q_scaling=q_scaling
         )
+        check_head_size(head_dim)
         kind = None if pos_embd_params is None else pos_embd_params.type
         if kind is not None and kind.is_alibi():
             raise NotImplementedError(

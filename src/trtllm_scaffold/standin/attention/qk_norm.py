@@ -65,8 +65,9 @@ class QKNormRoPEAttention(Attention):
     """Attention with ``q_norm`` and ``k_norm`` over ``head_dim``, before rope.
 
     With ``fuse_qk_norm_rope`` norm and rope are one op that knows theta, the pairing and YaRN
-    only, and reads the rotary share and YaRN from the model's config: any other scaling of the
-    layer's rope parameters is silently lost, as in the real library.
+    only, and reads the rotary share (1.4; 1.2 turns whole heads) and YaRN from the model's
+    config: any other scaling of the layer's rope parameters is silently lost, as in the real
+    library.
 
     Raises:
         AssertionError: If ``fuse_qk_norm_rope`` is combined with ``skip_rope``, or in 1.2 with
@@ -153,7 +154,9 @@ class QKNormRoPEAttention(Attention):
         q, k, v = self.split_qkv(qkv)
         if self.is_qk_norm:
             q, k = self.apply_qk_norm(q, k)
-        share = getattr(self.pretrained_config, "partial_rotary_factor", 1.0)
+        share = 1.0  # the op of 1.2 has no argument for the rotary width: it turns whole heads
+        if active() == "1.4":
+            share = getattr(self.pretrained_config, "partial_rotary_factor", 1.0)
         cos, sin = fused_op_table(
             position_ids.reshape(-1),
             int(self.head_dim * share),

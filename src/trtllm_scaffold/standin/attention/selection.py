@@ -71,17 +71,16 @@ def create_attention(
     """The backend of one layer.
 
     Raises:
-        ValueError: In 1.4, if ``attention_chunk_size`` is given to another backend than TRTLLM
-            (1.2 ignores it there).
+        ValueError: If ``attention_chunk_size`` is given to another backend than TRTLLM.
         NotImplementedError: For MLA and sparse attention.
     """
     if is_mla_enable:
         raise NotImplementedError("the stand-in has no MLA")
     if sparse_attention_config is not None or sparse_params is not None:
         raise NotImplementedError("the stand-in has no sparse attention")
+    if attention_chunk_size is not None and backend_name.upper() != "TRTLLM":
+        raise ValueError(f"attention_chunk_size needs the TRTLLM backend, not {backend_name}")
     chosen = get_attention_backend(backend_name)
-    if attention_chunk_size is not None and chosen is not TrtllmAttention and active() == "1.4":
-        raise ValueError(f"attention_chunk_size needs the TRTLLM backend, not {chosen.name}")
     return chosen(
         layer_idx,
         num_heads,

@@ -28,8 +28,6 @@ FUSED_PARTS: dict[str, list[str]] = {
 }
 SERIAL_VARIABLE = "TRT_LLM_DISABLE_LOAD_WEIGHTS_IN_PARALLEL"
 WORKERS_VARIABLE = "TLLM_LOAD_WEIGHTS_NUM_WORKERS"
-#: Whether a generation loads modules in a thread pool, in no order, unless told otherwise.
-PARALLEL_BY_DEFAULT = {"1.2": False, "1.4": True}
 #: Whether an ordinary module without a matching key is left as it is.
 SKIPS_MISSING = {"1.2": False, "1.4": True}
 
@@ -79,7 +77,7 @@ def filter_weights(prefix: str, weights: Weights) -> dict[str, Any]:
     """Entries whose key starts with ``prefix``, without it and the character behind it.
 
     The prefix is not tied to a dot: ``mlp.gate`` also catches ``mlp.gate_proj.weight``, as
-    ``roj.weight``.
+    ``proj.weight``.
     """
     return {key[len(prefix) + 1 :]: weights[key] for key in list(weights) if key.startswith(prefix)}
 
@@ -177,7 +175,7 @@ def _load_weights_impl(
         if _ties(model.config) and name.startswith("lm_head") or names[-1] == _NEXT_NORM:
             return
         if names[-1] in FUSED_PARTS:
-            _hand_over(module, parts_of(module, names), allow_partial_loading)
+            _hand_over_parts(module, parts_of(module, names), allow_partial_loading)
             _consumed(weights, [".".join([*names[:-1], part]) for part in FUSED_PARTS[names[-1]]])
             return
         own = filter_weights(name, weights)
@@ -214,7 +212,7 @@ def _load_weights_impl_v2(
         *above, last = name.split(".")
         if weight_mapper.does_require_special_handling(last):
             parts = weight_mapper.apply_callbacks(module, last, above, weights)
-            _hand_over(module, parts, allow_partial_loading)
+            _hand_over_parts(module, parts, allow_partial_loading)
             _consumed(weights, [".".join([*above, part]) for part in weight_mapper.mapping[last]])
             return
         own = weight_mapper.filter_weights(name, weights)
@@ -253,8 +251,17 @@ def _copy(parameter: nn.Parameter, own: dict[str, Any], key: str, name: str, par
     if key not in own:
         if partial:
             return
-        raise KeyError(f"no tensor {name}.{key} in the checkpoint")
+        lacking: type[Exception] = KeyError if active() == "1.2" else AssertionError
+        raise lacking(f"no tensor {name}.{key} in the checkpoint")
     parameter.data.copy_(own[key][:])
+
+
+def _hand_over_parts(module: Any, parts: list[dict[str, Any]], partial: bool) -> None:
+    """Give a fused module its parts; 1.4 passes ``allow_partial_loading`` without asking."""
+    if active() == "1.4":
+        module.load_weights(weights=parts, allow_partial_loading=partial)
+    else:
+        _hand_over(module, parts, partial)
 
 
 def _hand_over(module: Any, parts: list[dict[str, Any]], partial: bool) -> None:
@@ -282,10 +289,10 @@ def _walk(
     load: Callable[[str, nn.Module], None],
     preload_weight_modules: list[str] | None,
 ) -> None:
-    """Every module once: in order (1.2), or the preloaded ones and then the rest shuffled (1.4)."""
+    """Every module once: the preloaded ones, then the rest in a thread pool, in no order."""
     found = dict(model.named_modules(remove_duplicate=active() == "1.2"))
     disabled = os.environ.get(SERIAL_VARIABLE, "").lower() in ("true", "1", "yes", "y")
-    if disabled or not PARALLEL_BY_DEFAULT[active()]:
+    if disabled:
         for name, module in found.items():
             load(name, module)
         return

@@ -152,7 +152,10 @@ class DecoderModelForCausalLM(nn.Module, Generic[TModel, TConfig], metaclass=Pos
         self.pp_rank, self.pp_size = config.mapping.pp_rank, config.mapping.pp_size
         self.has_custom_lm_head = False
         split: dict[str, Any] = {}
-        if not config.mapping.enable_attention_dp:
+        apart = config.mapping.enable_attention_dp
+        if active() == "1.4" and config.mapping.enable_lm_head_tp_in_adp:
+            apart = False
+        if not apart:
             gather = True if active() == "1.2" else getattr(config, "lm_head_gather_output", True)
             split = {
                 "mapping": config.mapping,

@@ -25,6 +25,8 @@ CHECKPOINT_LOADER_FORMAT_DEFAULT_MAPPING: dict[str, type[Any]] = {}
 
 #: Architecture -> module that registers it when imported (1.4, for workers).
 _declared_modules: dict[str, str] = {}
+#: Module -> the architectures its decorators registered, to restore after a new declaration.
+_registrations: dict[str, dict[str, type[nn.Module]]] = {}
 
 
 def _is_built_in(cls: type) -> bool:
@@ -36,19 +38,27 @@ def register_auto_model(name: str) -> Callable[[T], T]:
 
     In 1.2 the last registration wins. In 1.4 a class from outside the library always wins and
     a built-in one fills an empty slot only; the class lists its names in
-    ``_registered_architectures``.
+    ``_registered_architectures``, a set of its own, whether it won or not.
     """
 
     def decorate(cls: T) -> T:
-        if active() == "1.4":
-            if _is_built_in(cls) and name in MODEL_CLASS_MAPPING:
-                return cls
-            names = (*cls.__dict__.get("_registered_architectures", ()), name)
-            cls._registered_architectures = names  # type: ignore[attr-defined]
-        MODEL_CLASS_MAPPING[name] = cls
+        if active() == "1.2":
+            MODEL_CLASS_MAPPING[name] = cls
+            return cls
+        own: Any = cls
+        if "_registered_architectures" not in cls.__dict__:
+            own._registered_architectures = set()
+        own._registered_architectures.add(name)
+        _registrations.setdefault(cls.__module__, {})[name] = cls
+        _fill(name, cls)
         return cls
 
     return decorate
+
+
+def _fill(name: str, cls: type[nn.Module]) -> None:
+    if not (_is_built_in(cls) and name in MODEL_CLASS_MAPPING):
+        MODEL_CLASS_MAPPING[name] = cls
 
 
 def register_vision_encoder(
@@ -131,8 +141,21 @@ def export_external_model_modules() -> dict[str, str]:
 
 
 def register_external_model_modules(arch_to_module: dict[str, str]) -> None:
-    """Declare which module registers an architecture; it is imported on first lookup."""
+    """Declare which module registers an architecture; it is imported on first lookup.
+
+    The declaration is the whole set: classes that other external modules registered give their
+    places up, those of the declared modules come back.
+    """
+    if arch_to_module == _declared_modules:
+        return
+    _declared_modules.clear()
     _declared_modules.update(arch_to_module)
+    MODEL_CLASS_MAPPING.clear()
+    built_in = [module for module in _registrations if module.startswith(BUILT_IN)]
+    for module in [*built_in, *dict.fromkeys(arch_to_module.values())]:
+        for name, cls in _registrations.get(module, {}).items():
+            if arch_to_module.get(name, module) == module:
+                _fill(name, cls)
 
 
 def get_checkpoint_weight_loader(name: str) -> type[Any]:
