@@ -1,25 +1,35 @@
 """What a model is: frozen facts, one module per axis, with the evidence for each fact."""
 
-from trtllm_scaffold.spec.attention import AttentionSpec, QKNormSpec
+from trtllm_scaffold.spec.attention import AttentionSpec, GateSpec, QKNormSpec
 from trtllm_scaffold.spec.block import BlockSpec
 from trtllm_scaffold.spec.checkpoint import CheckpointSpec, Layout, TensorSpec
 from trtllm_scaffold.spec.embedding import EmbeddingSpec
 from trtllm_scaffold.spec.evidence import Evidence
-from trtllm_scaffold.spec.head import HeadSpec
+from trtllm_scaffold.spec.head import DenseHead, HeadSpec
 from trtllm_scaffold.spec.mlp import ACTIVATIONS, MlpSpec
 from trtllm_scaffold.spec.model import LayerKind, ModelSpec
 from trtllm_scaffold.spec.norm import NormSpec
-from trtllm_scaffold.spec.position import LearnedSpec, PositionSpec, RopeScaling, RopeSpec
+from trtllm_scaffold.spec.position import (
+    AlibiSpec,
+    LearnedSpec,
+    PositionSpec,
+    RopeScaling,
+    RopeSpec,
+    SinusoidalSpec,
+)
 from trtllm_scaffold.spec.quantity import Quantity
 from trtllm_scaffold.spec.quantization import QuantizationSpec
 
 __all__ = [
     "ACTIVATIONS",
+    "AlibiSpec",
     "AttentionSpec",
     "BlockSpec",
     "CheckpointSpec",
+    "DenseHead",
     "EmbeddingSpec",
     "Evidence",
+    "GateSpec",
     "HeadSpec",
     "LayerKind",
     "Layout",
@@ -33,5 +43,6 @@ __all__ = [
     "QuantizationSpec",
     "RopeScaling",
     "RopeSpec",
+    "SinusoidalSpec",
     "TensorSpec",
 ]

@@ -27,6 +27,21 @@ class QKNormSpec:
 
 
 @dataclass(frozen=True)
+class GateSpec:
+    """A factor on the attention's output before its last projection, from the layer's input.
+
+    Attributes:
+        activation: ``sigmoid`` or ``softplus``, of a linear function of the attention's input.
+        width: ``full`` gives each element its own factor, ``head`` one to each head.
+        bias: Whether the linear function has a bias.
+    """
+
+    activation: Literal["sigmoid", "softplus"]
+    width: Literal["full", "head"]
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """Softmax attention of one layer kind.
 
@@ -35,12 +50,15 @@ class AttentionSpec:
         num_key_value_heads: Key and value heads (1 for MQA).
         head_dim: Width of one head.
         q_bias, k_bias, v_bias, o_bias: Whether each projection adds a bias.
-        scale: The factor on q.k before the softmax.
+        scale: The factor on q.k before the softmax; its expression may use ``layer_idx``.
         window: Visible keys including the current one, or None for all.
         qk_norm: The query-key norm, if any.
         softcap: c of ``c * tanh(scores / c)``, if any.
-        sinks: Whether learned sink logits join the softmax.
+        sinks: Whether a learned logit per head joins the softmax (an extra column without a
+            value, or, which is equal, a factor sigmoid(logsumexp(scores) - sink)).
         qkv_clip: Bound on the absolute value of q, k and v, if any.
+        output_gate: The gate on the output, if any.
+        output_norm: A norm over all heads' outputs before the last projection, if any.
     """
 
     num_attention_heads: Quantity
@@ -56,6 +74,8 @@ class AttentionSpec:
     softcap: Quantity | None = None
     sinks: bool = False
     qkv_clip: Quantity | None = None
+    output_gate: GateSpec | None = None
+    output_norm: NormSpec | None = None
 
     @property
     def kind(self) -> str:

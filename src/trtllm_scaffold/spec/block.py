@@ -30,6 +30,8 @@ class BlockSpec:
         norms: Each named norm, in the order of the HF module. Names are the attribute names
             of the HF layer, checked identifiers.
         attention_coefficient, mlp_coefficient: a and m, or None for 1.
+        residual_after_norm: In a sequential block, the sums add to the branch's normalised
+            input instead of to x and h.
     """
 
     parallel: bool
@@ -42,6 +44,7 @@ class BlockSpec:
     post_mlp_norm: str | None = None
     attention_coefficient: Quantity | None = None
     mlp_coefficient: Quantity | None = None
+    residual_after_norm: bool = False
 
     @property
     def placement(self) -> str:

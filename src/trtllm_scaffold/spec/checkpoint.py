@@ -10,8 +10,10 @@ from typing import Literal
 #: ``rows``       the parts one after another along dimension 0, each with its own width;
 #: ``per_head``   for each head its q, k and v rows: [heads, 3, head_dim, ...];
 #: ``per_group``  for each key-value head its query heads, then k, then v:
-#:                [kv_heads, heads / kv_heads + 2, head_dim, ...].
-Layout = Literal["whole", "rows", "per_head", "per_group"]
+#:                [kv_heads, heads / kv_heads + 2, head_dim, ...];
+#: ``blocks``     a fixed number of equal blocks, each with its share of the parts' rows one after
+#:                another, in the order of `roles`: [blocks, parts, heads / blocks * head_dim, ...].
+Layout = Literal["whole", "rows", "per_head", "per_group", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,17 @@ class TensorSpec:
             ``head.projection.weight``, ``final_norm.weight|bias``,
             ``norm.<name>.weight|bias`` (names of `BlockSpec.norms`),
             ``attention.q|k|v|o.weight|bias``, ``attention.q_norm|k_norm.weight|bias``,
-            ``mlp.gate|up|down.weight|bias``.
+            ``attention.gate.weight|bias``, ``attention.output_norm.weight``,
+            ``attention.sinks``, ``mlp.gate|up|down.weight|bias``, ``mlp.down_norm.weight``,
+            ``mlp.activation.<parameter>``, ``embedding.norm.weight|bias``,
+            ``head.dense.weight|bias``, ``head.norm.weight|bias``.
         layout: How the roles lie in the tensor.
         transposed: Stored [in, out] instead of [out, in] (applies before `layout`).
         per_layer: Whether there is one such tensor per layer.
+        blocks: Number of blocks of the layout ``blocks``.
+        per_head: The name has ``{j}`` as well: one such tensor per head, to be stacked
+            (norms that each head has for itself).
+        only_layers: Layers that have the tensor, where not all have; empty for all.
     """
 
     name: str
@@ -38,6 +47,9 @@ class TensorSpec:
     layout: Layout = "whole"
     transposed: bool = False
     per_layer: bool = True
+    blocks: int = 0
+    per_head: bool = False
+    only_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

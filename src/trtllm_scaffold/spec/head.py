@@ -9,6 +9,21 @@ from trtllm_scaffold.spec.quantity import Quantity
 
 
 @dataclass(frozen=True)
+class DenseHead:
+    """A dense layer before the language-model head: norm(activation(dense(x))).
+
+    Attributes:
+        activation: One of the mlp axis' names.
+        norm: The norm behind it.
+        bias: Whether the dense layer adds a bias.
+    """
+
+    activation: str
+    norm: NormSpec
+    bias: bool = False
+
+
+@dataclass(frozen=True)
 class HeadSpec:
     """The final norm and the language-model head.
 
@@ -19,6 +34,7 @@ class HeadSpec:
         multiplier: Factor on the logits, if any.
         softcap: c of ``c * tanh(logits / c)``, if any.
         projection: Whether a bias-free linear maps hidden_size to the embedding width first.
+        dense: The dense layer between the final norm and the head, if any.
     """
 
     final_norm: NormSpec | None
@@ -27,3 +43,4 @@ class HeadSpec:
     multiplier: Quantity | None = None
     softcap: Quantity | None = None
     projection: bool = False
+    dense: DenseHead | None = None

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trtllm_scaffold.spec.norm import NormSpec
 from trtllm_scaffold.spec.quantity import Quantity
 
 #: Activation names, by formula. `gelu` uses erf, `gelu_tanh` the tanh approximation.
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+#: `xielu` has parameters of its own, per layer.
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "xielu")
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class MlpSpec:
         activation: One of `ACTIVATIONS`.
         intermediate_size: Width between the projections.
         gate_bias, up_bias, down_bias: Whether each projection adds a bias.
+        down_norm: A norm over the intermediate width before the last projection, if any.
+        activation_parameters: For an activation with parameters, its constants as
+            (name, value), such as xielu's beta and eps.
     """
 
     kind: Literal["gated", "plain"]
@@ -28,3 +33,5 @@ class MlpSpec:
     up_bias: bool
     down_bias: bool
     gate_bias: bool = False
+    down_norm: NormSpec | None = None
+    activation_parameters: tuple[tuple[str, float], ...] = ()

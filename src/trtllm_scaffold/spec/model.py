@@ -11,18 +11,29 @@ from trtllm_scaffold.spec.embedding import EmbeddingSpec
 from trtllm_scaffold.spec.evidence import Evidence
 from trtllm_scaffold.spec.head import HeadSpec
 from trtllm_scaffold.spec.mlp import MlpSpec
-from trtllm_scaffold.spec.position import PositionSpec
+from trtllm_scaffold.spec.position import PositionSpec, RopeSpec
 from trtllm_scaffold.spec.quantity import Quantity
 from trtllm_scaffold.spec.quantization import QuantizationSpec
 
 
 @dataclass(frozen=True)
 class LayerKind:
-    """Layers whose equations are equal."""
+    """Layers whose equations are equal.
+
+    Attributes:
+        attention, mlp, block: The axes of the layer.
+        rope: Its rotary embedding, or None where it has none (in a model whose position is
+            ``rope``, a layer without positions).
+        condition: A Python condition over ``config`` and ``layer_idx`` that is true for exactly
+            the layers of this kind, such as
+            ``config.layer_types[layer_idx] == "sliding_attention"``; empty in a uniform model.
+    """
 
     attention: AttentionSpec
     mlp: MlpSpec
     block: BlockSpec
+    rope: RopeSpec | None = None
+    condition: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,21 @@ class RopeSpec:
     Attributes:
         style: ``neox`` pairs dimension j with j + dim/2, ``interleaved`` 2j with 2j + 1.
         dim: Rotated dimensions, the first of each head.
-        theta: Base of the frequencies.
+        theta: Base of the frequencies. An empty expression stands for the usual keys
+            (rope_theta, rope_scaling, rope_parameters), which every port reads itself; another
+            expression may use ``layer_idx``.
         scaling: The change for long sequences, if any.
+        inverse: The rotation turns the other way (its sine is negated).
+        layer_type: Key of this rotation's entry where the configuration keeps its rotary
+            parameters by layer type, such as ``sliding_attention``; empty where it does not.
     """
 
     style: Literal["neox", "interleaved"]
     dim: Quantity
     theta: Quantity
     scaling: RopeScaling | None = None
+    inverse: bool = False
+    layer_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,47 @@ class LearnedSpec:
 
 
 @dataclass(frozen=True)
+class SinusoidalSpec:
+    """A fixed table of sines and cosines added to the token embedding.
+
+    Entry (p, j) has the angle p / base ** (2 j / width), width being hidden_size.
+
+    Attributes:
+        layout: ``concatenated`` puts all sines before all cosines, ``alternating`` takes turns.
+        base: 10000 in all known models.
+        offset: Added to the position before the lookup.
+    """
+
+    layout: Literal["concatenated", "alternating"]
+    base: float = 10000.0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class AlibiSpec:
+    """A bias on the scores: slope of the head times (key position - query position).
+
+    Attributes:
+        slopes: ``press`` are those of the ALiBi paper for the number of heads, with its rule
+            where that is no power of two; ``mpt`` the same rule with a maximum bias of its own.
+        max_bias: 8 in the paper.
+        scaled: The bias is multiplied by the softmax scale, as the scores are.
+    """
+
+    slopes: Literal["press", "mpt"] = "press"
+    max_bias: float = 8.0
+    scaled: bool = False
+
+
+@dataclass(frozen=True)
 class PositionSpec:
-    """Where positions enter: exactly one of the fields fits `kind`."""
+    """Where positions enter: exactly one of the fields fits `kind`.
+
+    `rope` is that of the first layer that has one: `LayerKind.rope` tells each layer's.
+    """
 
     kind: Literal["rope", "learned", "alibi", "sinusoidal", "relative", "none"]
     rope: RopeSpec | None = None
     learned: LearnedSpec | None = None
+    sinusoidal: SinusoidalSpec | None = None
+    alibi: AlibiSpec | None = None
