@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from published_configs import ALL, classes_of, config_of, load
 
-from trtllm_scaffold.errors import InputError, Refused
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.sizes import ObservedSizes, infer_sizes
@@ -47,11 +47,11 @@ def test_sizes_come_from_canonical_names_with_every_witness(name):
     assert ("max_position_embeddings", "config") in witnesses
 
 
-def test_a_checkpoint_of_another_size_names_both_values():
+def test_tensors_of_another_size_name_both_values():
     fitter, seen, real, checkpoint = setting("meta-llama__Llama-2-7b-hf")
     first, *rest = checkpoint.tensors
     grown = CheckpointSpec((replace(first, shape=(32016, 4096)), *rest))
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(Refused) as caught:
         infer_sizes(fitter, seen, real, grown)
     assert "32000" in str(caught.value) and "[32016, 4096]" in str(caught.value)
 
@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_size_names_both_values():
 def test_too_few_learned_positions_name_both_values():
     fitter, seen, real, checkpoint = setting("openai-community__gpt2")
     table = TensorSpec("wpe.weight", (512, 768), ("position.weight",), per_layer=False)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(Refused) as caught:
         infer_sizes(fitter, seen, real, CheckpointSpec((*checkpoint.tensors, table)))
     assert "1024" in str(caught.value) and "[512, 768]" in str(caught.value)
 

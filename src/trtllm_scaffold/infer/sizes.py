@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.keys import SYNONYMS, is_size
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.spec.checkpoint import CheckpointSpec, TensorSpec
@@ -57,8 +57,8 @@ def infer_sizes(
         checkpoint: The real shapes, from the class and, where there is one, the header.
 
     Raises:
-        InputError: A size of the configuration differs from the tensors'.
-        Refused: No key of the configuration explains a size.
+        Refused: No key of the configuration explains a size, or the class builds tensors of
+            another one. (A header that disagrees is the checkpoint axis's to report.)
     """
     found: dict[str, Quantity] = {}
     evidence: list[Evidence] = []
@@ -71,11 +71,12 @@ def infer_sizes(
     for name, tensor, size in _stored_sizes(checkpoint):
         evidence.append(Evidence(name, "checkpoint", tensor.name, size))
         if size != found[name].value:
-            raise InputError(
+            raise Refused(
+                "embedding" if name == "vocab_size" else "checkpoint",
                 f"{name} is {found[name].value} by {found[name].expr}, but {tensor.name} has the "
                 f"shape {list(tensor.shape)}, which makes it {size}",
-                where="config.json",
-                hint="config.json and weights must be of the same model",
+                where="the model at its real size",
+                hint="models whose embedding, layers and head share their widths work",
             )
     length, witness = _length(real_config)
     _check_positions(length, checkpoint)
@@ -112,9 +113,10 @@ def _check_positions(length: Quantity, checkpoint: CheckpointSpec) -> None:
     """A table of learned positions must have a row for every position."""
     for tensor in checkpoint.tensors:
         if "position.weight" in tensor.roles and tensor.shape[0] < length.value:
-            raise InputError(
+            raise Refused(
+                "position",
                 f"max_position_embeddings is {length.value}, but {tensor.name} has the shape "
                 f"{list(tensor.shape)}",
-                where="config.json",
-                hint="config.json and weights must be of the same model",
+                where="the model at its real size",
+                hint="tables with a row for every position work",
             )
