@@ -17,6 +17,7 @@ from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipp
 
 Progress = Callable[[str], Any]
 
+_NO_RANKS = "the ranks of the real runtime need a GPU each: prove it with --runtime standin"
 _DTYPES = ("float32", "bfloat16", "both")
 
 
@@ -60,7 +61,7 @@ def prove_port(
     tell = progress or (lambda _text: None)
     files = read_port(port)
     generation = generations_to_check(files, trtllm)[0]
-    with _workers(pool, tp, device) as workers:  # first: they start while we read and import
+    with _workers(pool, tp, runtime) as workers:  # first: they start while we read and import
         tell("contract and load proof")
         checks = check_port(port, checkpoint=checkpoint, trtllm=generation)
         proof = _Proof(files, generation, runtime, device, tuple(tp), dtype, tell)
@@ -77,12 +78,15 @@ def prove_port(
 
 @contextlib.contextmanager
 def _workers(
-    given: WorkerPool | None, tp: Sequence[int], device: str
+    given: WorkerPool | None, tp: Sequence[int], runtime: str
 ) -> Iterator[WorkerPool | None]:
-    """The pool to use, None on a GPU: its ranks would need one GPU each."""
+    """The pool to use. None for the real runtime, whose ranks need a GPU each.
+
+    The ranks of the stand-in run on the CPU, whatever the device of the other checks.
+    """
     # One more than the ranks of the largest job: a worker that has never seen the port.
     size = max(2, *tp) + 1
-    if given is not None or device != "cpu":
+    if given is not None or runtime == "tensorrt_llm":
         yield given
     elif (warm := warm_pool(size)) is not None:
         yield warm
@@ -162,8 +166,8 @@ class _Proof:
     def _registration(self, workers: WorkerPool | None, runtime: str) -> list[Check]:
         from trtllm_scaffold.verify.rules import check_registration
 
-        if workers is None:
-            return [skipped("registration", f"no worker processes on {self.device}")]
+        if workers is None or runtime != "standin":
+            return [skipped("registration", _NO_RANKS)]
         self.tell("registration in a fresh process")
         config = self.files.tiny_configs[0]
         return [check_registration(workers, self.files.package, config, runtime, self.generation)]
@@ -205,8 +209,8 @@ class _Proof:
     ) -> list[Check]:
         sizes = sorted({size for size in self.tp if size > 1})
         names = [f"parallel TP {size}" for size in sizes] + ["parallel PP 2"]
-        if workers is None:
-            return [skipped(name, f"needs several devices, ran on {self.device}") for name in names]
+        if workers is None or runtime != "standin":
+            return [skipped(name, _NO_RANKS) for name in names]
         from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
         from trtllm_scaffold.verify.port_module import finding
 
