@@ -48,10 +48,12 @@ def install(generation: str = "1.2", force: bool = False) -> bool:
 
 
 def uninstall() -> None:
-    """Take the stand-in away and forget every ``tensorrt_llm`` module that came from it."""
+    """Take the stand-in away and forget every ``tensorrt_llm`` module of it or placed in it."""
+    was_installed = installed()
     sys.meta_path[:] = [item for item in sys.meta_path if not isinstance(item, _Finder)]
     for name, module in list(sys.modules.items()):
-        if isinstance(module, _StandInModule):
+        placed = was_installed and name.startswith(ROOT + ".")
+        if placed or isinstance(module, _StandInModule):
             del sys.modules[name]
 
 
@@ -126,9 +128,11 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the root its version, and every module the list that ``import *`` reads."""
+        """Give the root its version, define operators, and list the names for ``import *``."""
         if module.__name__ == ROOT:
             module.__dict__["__version__"] = version(self.generation)
+        if module.__name__ == paths.T:
+            importlib.import_module(f"{paths.HERE}.ops").define()
         module.__dict__["__all__"] = list(paths.table(self.generation).get(module.__name__, {}))
 
 

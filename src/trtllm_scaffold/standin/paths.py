@@ -140,8 +140,12 @@ LATE: tuple[Row, ...] = (
 
 
 def rows() -> tuple[Row, ...]:
-    """Rows of the core and of the runtime half."""
-    return CORE + LATE + tuple(import_module(f"{HERE}.paths_runtime").RUNTIME)
+    """Rows of the core, of the runtime half, and of what model files of the tree name."""
+    more = (
+        import_module(f"{HERE}.paths_runtime").RUNTIME,
+        import_module(f"{HERE}.paths_models").MODELS,
+    )
+    return CORE + LATE + more[0] + more[1]
 
 
 @cache

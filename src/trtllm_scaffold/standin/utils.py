@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class AuxStreamType(Enum):
     Attention = 1
     MoeShared = 2
     MoeChunkingOverlap = 3
+    MoeBalancer = 4
+    MoeOutputMemset = 5
 
 
 class EventType(Enum):
@@ -40,6 +42,23 @@ class EventType(Enum):
     Attention = 1
     MoeShared = 2
     MoeChunkingOverlap = 3
+    MoeBalancer = 4
+    MoeOutputMemset = 5
+
+
+class ActivationType(IntEnum):
+    """Activations of expert kernels. 1.2 lacks the last one."""
+
+    InvalidType = 0
+    Identity = 1
+    Gelu = 2
+    Relu = 3
+    Silu = 4
+    Swiglu = 5
+    Geglu = 6
+    SwigluBias = 7
+    Relu2 = 8
+    SiTu = 9
 
 
 def get_model_extra_attrs() -> dict[str, Any] | None:

@@ -6,12 +6,12 @@ import importlib
 import inspect
 import re
 
-import pytest
-
 from trtllm_scaffold.standin import functional, interface, lora, paths, weight_shards
-from trtllm_scaffold.standin import generation as generations
 from trtllm_scaffold.standin.executor.bindings import DataType
 from trtllm_scaffold.standin.mapping import Mapping
+from trtllm_scaffold.standin.model_config import ModelConfig
+from trtllm_scaffold.standin.moe import activation
+from trtllm_scaffold.standin.moe import interface as moe_interface
 from trtllm_scaffold.standin.quantization import QuantConfig
 from trtllm_scaffold.targets.contract import GENERATIONS, load_contract
 
@@ -58,9 +58,10 @@ def value_of(text: str) -> object:
         "Mapping": Mapping,
         "QuantConfig": QuantConfig,
         "DataType": DataType,
+        "ModelConfig": ModelConfig,
         **{name: value for module in ("torch", "pathlib") for name, value in _module(module)},
     }
-    for module in (functional, interface, lora, weight_shards):
+    for module in (functional, interface, lora, weight_shards, activation, moe_interface):
         names.update(vars(module))
     names["F"] = names["torch"].nn.functional
     return eval(text, names)  # texts of our own manifests

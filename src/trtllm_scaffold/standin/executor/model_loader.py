@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from trtllm_scaffold.standin.device import runtime_device
+from trtllm_scaffold.standin.host_streams import host_streams
 from trtllm_scaffold.standin.logger import logger
 from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.model_config import ModelConfig
@@ -62,7 +63,8 @@ def load_model(
     )
     if config.pretrained_config.torch_dtype is None:
         config.pretrained_config.torch_dtype = config.torch_dtype
-    model, was_meta = build_model(config)
+    with host_streams():
+        model, was_meta = build_model(config)
     device = runtime_device()
     if was_meta:
         materialize(model, device)

@@ -1,0 +1,1 @@
+"""Mixture of experts: routing, activations, expert weights, and the layer."""
