@@ -152,3 +152,15 @@ def test_modules_and_shared_parameters():
     assert names == [("second.weight", "alias.weight")]
     assert any(call.name == "second" and call.output is not None for call in graph.calls)
     assert not model.second._forward_hooks and not model.second._forward_pre_hooks
+
+
+def test_many_in_place_operations_stay_linear():
+    def body(m, x):
+        y = m.second(x)
+        flat = y.view(10, 6)
+        for _ in range(60):
+            flat.index_add_(0, torch.tensor([1]), torch.ones(1, 6))
+        return y + 0
+
+    graph = graph_of(body)
+    assert len(graph.values) < 1000

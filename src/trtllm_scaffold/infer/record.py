@@ -50,7 +50,7 @@ class _Recorder(TorchDispatchMode):
         self.parameters: set[Value] = set()
         self._current: dict[int, Value] = {}
         self._alive: list[torch.Tensor] = []  # identity is id(): nothing may be freed
-        self._by_storage: dict[int, list[torch.Tensor]] = {}
+        self._by_storage: dict[int, dict[int, torch.Tensor]] = {}
         self._stack: list[str] = []
         self._open: list[tuple[Value | None, int]] = []
         for name, tensor in model.named_parameters(remove_duplicate=False):
@@ -74,7 +74,7 @@ class _Recorder(TorchDispatchMode):
         self._current[id(tensor)] = value
         self._alive.append(tensor)
         storage = tensor.untyped_storage().data_ptr()
-        self._by_storage.setdefault(storage, []).append(tensor)
+        self._by_storage.setdefault(storage, {})[id(tensor)] = tensor
         return value
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: D105
@@ -101,7 +101,7 @@ class _Recorder(TorchDispatchMode):
         target = args[0]
         storage = target.untyped_storage().data_ptr()
         aliases = []
-        for tensor in self._by_storage.get(storage, []):
+        for tensor in self._by_storage.get(storage, {}).values():
             value = self._current[id(tensor)]
             if value in self.names:
                 continue
