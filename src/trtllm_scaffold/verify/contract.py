@@ -54,7 +54,10 @@ def check_contract(port: PortFiles, generation: str) -> Check:
     for module in modules.values():
         imports += _check_imports(rules, module, contract)
         _check_siblings(rules, module)
-        rules.check_module(module)
+        try:
+            rules.check_module(module)
+        except RecursionError as error:
+            raise InputError("nested too deep to be read", where=module.file) from error
     violations = sorted(rules.violations, key=lambda item: (item.file, item.line, item.text))
     texts = list(dict.fromkeys(str(item) for item in violations))
     measured = {

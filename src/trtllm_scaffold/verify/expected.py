@@ -8,6 +8,7 @@ from typing import Any
 
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.sources.json_file import shown
+from trtllm_scaffold.verify.port_files import MAX_LAYERS
 
 #: Tensor-parallel sizes that a load proof tries.
 TP_SIZES = (1, 2, 4, 8)
@@ -56,6 +57,8 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
                 f"the answer {name} is {shown(value)}, not a size", where=".copier-answers.yml"
             )
         sizes[name] = value
+    if sizes["num_hidden_layers"] > MAX_LAYERS:
+        raise InputError(f"{sizes['num_hidden_layers']} layers, at most {MAX_LAYERS} are accepted")
     return sizes
 
 
@@ -67,7 +70,13 @@ def expected_parameters(
     Args:
         answers: Recorded answers: which biases, norms and projections there are.
         sizes: Sizes of the real model or of a small one, as `read_sizes` gives them.
+
+    Raises:
+        InputError: If an answer has the wrong type.
     """
+    norms = answers.get("block_norms") or []
+    if not isinstance(norms, list) or not all(isinstance(name, str) for name in norms):
+        raise InputError(f"block_norms is {shown(norms)}, not names", where=".copier-answers.yml")
     return {
         **dict(_outside(answers, sizes)),
         **dict(_attention(answers, sizes)),
@@ -84,7 +93,10 @@ def _outside(
     if answers.get("embedding_projection"):
         yield "model.project_in.weight", Parameter((hidden, width))
     if answers.get("position_kind") == "learned":
-        rows = sizes["max_position_embeddings"] + int(answers.get("learned_offset") or 0)
+        offset = answers.get("learned_offset") or 0
+        if not isinstance(offset, int):
+            raise InputError(f"learned_offset is {shown(offset)}", where=".copier-answers.yml")
+        rows = sizes["max_position_embeddings"] + offset
         yield "model.embed_positions.weight", Parameter((rows, hidden))
     if answers.get("head_projection"):
         yield "model.project_out.weight", Parameter((width, hidden))

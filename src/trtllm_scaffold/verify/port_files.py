@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from trtllm_scaffold.sources.json_file import parse_object, read_bytes, shown
 
 #: No file that is read here is ever larger; a larger one is not ours.
 MAX_BYTES = 32 * 1024 * 1024
+
+#: Far more than any published model has; a larger number would only eat memory.
+MAX_LAYERS = 4096
 
 _HINT = "give the folder that `trtllm-scaffold new` wrote"
 
@@ -150,9 +154,9 @@ def _tensor(entry: Any, path: Path) -> StoredTensor:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise InputError(f"a tensor without a name: {shown(entry)}", where=str(path))
     name, shape, layers = entry["name"], entry.get("shape"), entry.get("layers")
-    if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
+    if not isinstance(shape, list) or not _is_shape(shape):
         raise InputError(f"shape of {shown(name)} is {shown(shape)}", where=str(path))
-    if layers is not None and not _is_size(layers):
+    if layers is not None and not (_is_size(layers) and layers <= MAX_LAYERS):
         raise InputError(f"layers of {shown(name)} is {shown(layers)}", where=str(path))
     if (layers is not None) != ("{i}" in name):
         raise InputError(
@@ -163,4 +167,8 @@ def _tensor(entry: Any, path: Path) -> StoredTensor:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**40
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
+
+
+def _is_shape(sizes: list[Any]) -> bool:
+    return len(sizes) <= 8 and all(map(_is_size, sizes)) and math.prod(sizes) < 2**60
