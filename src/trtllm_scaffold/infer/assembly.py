@@ -12,7 +12,7 @@ from trtllm_scaffold.infer.labels import structure
 from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position
 from trtllm_scaffold.infer.quantity import Fitter
-from trtllm_scaffold.infer.quantization import read_quantization
+from trtllm_scaffold.infer.quantization import quantization_evidence, read_quantization
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.sizes import ObservedSizes, infer_sizes
 from trtllm_scaffold.infer.specs import Builder
@@ -38,8 +38,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     config = build_config(sources.raw, classes)
     observations = [_observe(sources, classes, variant) for variant in _VARIANTS]
     config_class = (classes.config_class.__name__, classes.config_class.__module__)
-    names = dict(getattr(config, "attribute_map", None) or {})
-    witnesses = Witnesses(sources.raw, names, sources.where, config_class[0])
+    witnesses = Witnesses(sources.raw, config, sources.where)
     _agree(witnesses, observations, config)
     fitter = Fitter([o.config for o in observations], config, held=sources.raw)
     builder = Builder(observations, fitter, witnesses)
@@ -48,6 +47,8 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     )
     observed = [_observed_sizes(observation) for observation in observations]
     sizes, sized = infer_sizes(fitter, observed, config, checkpoint)
+    quantization = read_quantization(sources.raw, sources.quant)
+    declared = quantization_evidence(quantization) if quantization else ()
     depth = int(sizes.num_hidden_layers.value)
     kinds, pattern, key = layer_kinds(observations, config, depth)
     if key:
@@ -65,9 +66,9 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         embedding=builder.embedding(),
         head=builder.head(),
         checkpoint=checkpoint,
-        quantization=read_quantization(sources.raw, sources.quant),
+        quantization=quantization,
         proven=True,
-        evidence=(*sized, *witnesses.evidence, *stored),
+        evidence=(*sized, *witnesses.evidence, *declared, *stored),
     )
 
 
