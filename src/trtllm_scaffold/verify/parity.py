@@ -67,6 +67,7 @@ class Case:
         weights: The checkpoint as read back.
         inputs: Per regime.
         device: Where the port runs; the reference stays on the CPU.
+        dtype: Of the port where a check does not name one.
     """
 
     path: Path
@@ -77,12 +78,14 @@ class Case:
     weights: dict[str, torch.Tensor]
     inputs: list[Inputs]
     device: str = "cpu"
+    dtype: torch.dtype = torch.float32
     models: dict[tuple[str, int, torch.dtype], Any] = field(default_factory=dict)
 
-    def setup(self, inputs: Inputs, backend: str, dtype: torch.dtype = torch.float32) -> Setup:
+    def setup(self, inputs: Inputs, backend: str, dtype: torch.dtype | None = None) -> Setup:
         """How to build and run the port for `inputs`."""
         room = max(len(tokens) for tokens in inputs.sequences)
-        return Setup(inputs.regime.max_seq_len, backend, dtype, self.device, room=room)
+        limit = inputs.regime.max_seq_len
+        return Setup(limit, backend, dtype or self.dtype, self.device, room=room)
 
     def model(self, setup: Setup) -> Any:
         """The port, built once for each backend, engine length and dtype."""
@@ -93,7 +96,14 @@ class Case:
 
 
 @contextlib.contextmanager
-def make_case(path: Path, package: Path, *, device: str = "cpu", seed: int = 0) -> Iterator[Case]:
+def make_case(
+    path: Path,
+    package: Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Iterator[Case]:
     """Build HF's model of the tiny configuration `path`, store it and run it on every input.
 
     Raises:
@@ -107,7 +117,7 @@ def make_case(path: Path, package: Path, *, device: str = "cpu", seed: int = 0) 
         case = Case(
             path, package, config, reference, Path(folder), read_checkpoint(Path(folder)), []
         )
-        case.device = device
+        case.device, case.dtype = device, dtype
         for regime in regimes(config):
             sequences = make_sequences(regime, int(config.vocab_size), seed + 1)
             expected = [reference_logits(reference, tokens) for tokens in sequences]

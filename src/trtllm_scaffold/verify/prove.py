@@ -18,6 +18,7 @@ from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipp
 Progress = Callable[[str], Any]
 
 _NO_RANKS = "the ranks of the real runtime need a GPU each: prove it with --runtime standin"
+_NO_FP32 = "the kernels of the real runtime know 16-bit types only: prove it on the stand-in"
 _DTYPES = ("float32", "bfloat16", "both")
 
 
@@ -149,15 +150,19 @@ class _Proof:
         checks: list[Check] = []
         with contextlib.ExitStack() as stack:
             stack.enter_context(_one_thread())
+            dtype = torch.float32 if runtime.name == "standin" else torch.bfloat16
             try:
                 cases = [
-                    stack.enter_context(make_case(path, self.files.package, device=self.device))
+                    stack.enter_context(
+                        make_case(path, self.files.package, device=self.device, dtype=dtype)
+                    )
                     for path in configs
                 ]
             except (InputError, CheckFailed) as error:
                 return [verdict("reference", [str(error)])]
             checks += self._registration(workers, runtime.name)
-            checks += self._parity(cases)
+            checks += self._parity(cases, runtime.name)
+            self._compare_layers(cases)
             checks += self._rules(cases[0])
             checks += self._parallel(workers, cases, runtime.name)
         forget_port(self.files.package)
@@ -172,14 +177,15 @@ class _Proof:
         config = self.files.tiny_configs[0]
         return [check_registration(workers, self.files.package, config, runtime, self.generation)]
 
-    def _parity(self, cases: Sequence[Any]) -> list[Check]:
-        from trtllm_scaffold.verify.parity import BACKENDS, check_bf16, check_scenario, layer_errors
+    def _parity(self, cases: Sequence[Any], runtime: str) -> list[Check]:
+        from trtllm_scaffold.verify.parity import check_bf16, check_scenario
         from trtllm_scaffold.verify.scenarios import SCENARIOS
 
         checks: list[Check] = []
         for name in SCENARIOS:
-            if self.dtype == "bfloat16":
-                checks.append(skipped(f"parity fp32 {name}", "--dtype bfloat16 leaves it out"))
+            if self.dtype == "bfloat16" or runtime != "standin":
+                why = "--dtype bfloat16 leaves it out" if runtime == "standin" else _NO_FP32
+                checks.append(skipped(f"parity fp32 {name}", why))
                 continue
             self.tell(f"parity fp32, {name}")
             checks.append(check_scenario(cases, name))
@@ -188,11 +194,20 @@ class _Proof:
         else:
             self.tell("parity bf16")
             checks.append(check_bf16(cases))
+        return checks
+
+    def _compare_layers(self, cases: Sequence[Any]) -> None:
+        """What the report's plots show; a port that cannot run has failed its checks already."""
+        from trtllm_scaffold.verify.parity import BACKENDS, layer_errors
+        from trtllm_scaffold.verify.port_module import finding
+
         for case in cases:
             for inputs in case.inputs:
-                with contextlib.suppress(Exception):  # the checks above have told why
+                try:
                     self.layers.append(layer_errors(case, inputs, BACKENDS[0]))
-        return checks
+                except Exception as error:  # whatever the port raises is a finding about it
+                    reason = finding(error, self.files.package)
+                    self.tell(f"{case.path.name}: no layers to compare: {reason}")
 
     def _rules(self, case: Any) -> list[Check]:
         from trtllm_scaffold.verify.cuda_graph import check_cuda_graph
