@@ -78,8 +78,8 @@ def test_placement(block, placement, places):
         return
     found = spec_of(block=block).layer.block
     assert found.placement == placement
-    for place in vars(found):
-        if place.endswith("_norm"):
+    for branch in ("attention", "mlp"):
+        for place in (f"{branch}_input_norm", f"{branch}_output_norm", f"post_{branch}_norm"):
             assert getattr(found, place) == places.get(place)
 
 

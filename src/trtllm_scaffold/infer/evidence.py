@@ -18,22 +18,16 @@ class Witnesses:
 
     Args:
         raw: The parsed config.json: tells keys it holds from defaults of the class.
-        attribute_map: Other names that the configuration class has for its attributes.
+        config: The configuration object of the real size.
         where: The config.json as messages name it.
-        config_class: Name of the configuration class.
     """
 
-    def __init__(
-        self,
-        raw: Mapping[str, Any],
-        attribute_map: Mapping[str, str],
-        where: str,
-        config_class: str,
-    ) -> None:
+    def __init__(self, raw: Mapping[str, Any], config: Any, where: str) -> None:
         self._raw = raw
-        self._map = attribute_map
+        self._config = config
+        self._map = dict(getattr(config, "attribute_map", None) or {})
         self._where = where
-        self._class = config_class
+        self._class = type(config).__name__
         self._seen: dict[Evidence, None] = {}
 
     @property
@@ -47,7 +41,7 @@ class Witnesses:
 
     def config(self, fact: str, key: str, value: Plain) -> None:
         """Record what the configuration says under `key`, held or by its class's default."""
-        witness = "config" if self._holds(key) else "class default"
+        witness = "config" if self.holds(key) else "class default"
         where = f"{self._where}: {key}" if witness == "config" else f"{self._class}.{key}"
         self._seen[Evidence(fact, witness, where, value)] = None
 
@@ -56,7 +50,8 @@ class Witnesses:
         shown = " and ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in seen)
         self.trace(fact, where, f"{shown} in two tiny models: {found.expr or 'the rope settings'}")
         for key in dict.fromkeys(re.findall(r"config\.(\w+)", found.expr)):
-            self.config(fact, key, self._raw.get(key, found.value))
+            value = getattr(self._config, key, None)
+            self.config(fact, key, value if isinstance(value, (int, float, str)) else None)
 
     def agree(self, fact: str, first: tuple[str, Plain], second: tuple[str, Plain]) -> None:
         """Hold two witnesses (where, value) to the same value.
@@ -71,6 +66,7 @@ class Witnesses:
                 hint="one of the two is wrong, or the class does not honour the key",
             )
 
-    def _holds(self, key: str) -> bool:
+    def holds(self, key: str) -> bool:
+        """Whether the file itself has `key`, under this or another name of the attribute."""
         aliases = {alias for alias, name in self._map.items() if name == key}
         return bool(({key, self._map.get(key, key)} | aliases) & set(self._raw))

@@ -19,14 +19,14 @@ def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
     model: dict[str, Label] = {
         "position.kind": position_kind(observation),
         "position.offset": embedding.position_offset,
-        "embedding.projection": embedding.projection is not None,
-        "embedding.multiplier": not is_one(embedding.multiplier),
+        "embedding.projection": _presence(embedding.projection is not None),
+        "embedding.multiplier": _presence(not is_one(embedding.multiplier)),
         "head.final_norm": None if head.final_norm is None else norm_label(head.final_norm),
         "head.bias": head.linear.bias is not None,
         "head.tied": head.linear.weight is embedding.weight,
-        "head.projection": head.projection is not None,
-        "head.multiplier": not is_one(head.multiplier),
-        "head.softcap": head.softcap is not None,
+        "head.projection": _presence(head.projection is not None),
+        "head.multiplier": _presence(not is_one(head.multiplier)),
+        "head.softcap": _presence(head.softcap is not None),
         "checkpoint.roles": str(sorted((k, str(v)) for k, v in observation.roles.items())),
     }
     return {**labels, **{fact: ("the model", label) for fact, label in model.items()}}
@@ -77,7 +77,10 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
 
 def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
     attention, mlp, block = facts.attention, facts.mlp, facts.block
-    norms = {place: norm_name(facts.layer, norm) for place, norm in block.norms.items()}
+    norms = {
+        place.removesuffix("_norm"): norm_name(facts.layer, norm)
+        for place, norm in block.norms.items()
+    }
     qk_norm = None
     if attention.norms is not None:
         qk_norm = f"{norm_label(attention.norms[0])}, {attention.scope}, {attention.when}"
@@ -87,15 +90,16 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.v_bias": attention.value.linear.bias is not None,
         "attention.o_bias": attention.output.bias is not None,
         "attention.qk_norm": qk_norm,
-        "attention.softcap": attention.softcap is not None,
-        "attention.sinks": attention.sinks is not None,
-        "attention.qkv_clip": attention.clip is not None,
+        "attention.softcap": _presence(attention.softcap is not None),
+        "attention.sinks": _presence(attention.sinks is not None),
+        "attention.qkv_clip": _presence(attention.clip is not None),
         "position.style": None if attention.rope is None else attention.rope.style,
         "position.score_bias": attention.score_bias,
         "norm.kind": ", ".join(dict.fromkeys(norm_label(n) for n in block.norms.values())),
-        "norm.placement": ("parallel: " if block.parallel else "") + str(norms),
-        "block.attention_coefficient": not is_one(block.attention_coefficient),
-        "block.mlp_coefficient": not is_one(block.mlp_coefficient),
+        "block.norms": ", ".join(f"{place} {name}" for place, name in norms.items()),
+        "block.parallel": block.parallel,
+        "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
+        "block.mlp_coefficient": _presence(not is_one(block.mlp_coefficient)),
         "mlp.kind": mlp.kind,
         "mlp.activation": mlp.activation,
         "mlp.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
@@ -109,6 +113,10 @@ def _rope_numbers(attention: AttentionFacts) -> str | None:
     if rope is None:
         return None
     return f"{rope.dim} dimensions, slowest {rope.frequencies[-1]:.3g}"
+
+
+def _presence(seen: bool) -> str:
+    return "present" if seen else "none"
 
 
 def _short(value: float | None) -> str | None:

@@ -53,14 +53,17 @@ def _rope(builder: Builder, real_config: Any) -> RopeSpec:
         scaling = RopeScaling(
             kind, tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in parameters.items())
         )
-    builder.witnesses.config("position.rope.scaling", _rope_key(real_config), kind)
+    builder.witnesses.config(
+        "position.rope.scaling", _rope_key(builder, "rope_scaling", "rope_parameters"), kind
+    )
     dim = builder.fit("position.rope.dim", lambda o: seen_rope(o).dim, hints=("head_dim",))
     theta = builder.fit("position.rope.theta", read_theta, rtol=_MEASURED)
+    if "rope_theta" in settings:
+        key = _rope_key(builder, "rope_theta", "rotary_emb_base", "rope_parameters")
+        builder.witnesses.config("position.rope.theta", key, theta.value)
     return RopeSpec(seen_rope(builder.observations[0]).style, dim, theta, scaling)
 
 
-def _rope_key(config: Any) -> str:
-    for key in ("rope_scaling", "rope_parameters", "rope_theta"):
-        if getattr(config, key, None) is not None:
-            return key
-    return "rope_theta"
+def _rope_key(builder: Builder, *keys: str) -> str:
+    """The first of these keys that the file holds."""
+    return next((key for key in keys if builder.witnesses.holds(key)), keys[0])
