@@ -323,7 +323,7 @@ DYNAMIC = (
         "                **({'residual': residual} if residual is not None else {}),\n"
         "                lora_params",
         "parallel PP 2",
-        "rank 1 of 2",
+        "too many values to unpack",
     ),
     Fault(
         "state computed in the constructor",
