@@ -221,6 +221,18 @@ def test_layers_with_windows_follow_the_real_pattern() -> None:
     assert spec_of("Qwen__Qwen2.5-0.5B").layer_pattern == (0,) * 24
 
 
+def test_conditions_tell_the_kinds_apart() -> None:
+    name = "qwen2, windows on late layers"
+    spec, config = spec_of(name), config_of(load(name))
+    for layer_idx, kind in enumerate(spec.layer_pattern):
+        names = {"config": config, "layer_idx": layer_idx}
+        held = [eval(k.condition, {"__builtins__": {}}, names) for k in spec.layer_kinds]  # ours
+        assert held == [index == kind for index in range(len(spec.layer_kinds))]
+    assert spec.layer_kinds[1].condition == 'config.layer_types[layer_idx] == "sliding_attention"'
+    assert spec_of("Qwen__Qwen2.5-0.5B").layer.condition == ""
+    assert {kind.rope for kind in spec.layer_kinds} == {spec.position.rope}
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "roles", "layout", "transposed"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_config
 from trtllm_scaffold.infer.evidence import Witnesses
-from trtllm_scaffold.infer.kinds import check_uniform, layer_kinds
+from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern
 from trtllm_scaffold.infer.labels import structure
 from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position
@@ -50,9 +50,11 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     quantization = read_quantization(sources.raw, sources.quant)
     declared = quantization_evidence(quantization) if quantization else ()
     depth = int(sizes.num_hidden_layers.value)
-    kinds, pattern, key = layer_kinds(observations, config, depth)
-    if key:
-        witnesses.config("attention.window", key, f"one of {len(kinds)} kinds for each layer")
+    pattern = layer_pattern(observations, config, depth)
+    if pattern.key:
+        kinds = f"one of {len(pattern.windows)} kinds for each layer"
+        witnesses.config("attention.window", pattern.key, kinds)
+    position = build_position(builder, config)
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
@@ -60,9 +62,12 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         config_class=config_class,
         **vars(sizes),
         dtype=dtype(sources.raw),
-        layer_kinds=tuple(builder.layer(windows) for windows in kinds),
-        layer_pattern=pattern,
-        position=build_position(builder, config),
+        layer_kinds=tuple(
+            builder.layer(windows, position.rope, condition)
+            for windows, condition in zip(pattern.windows, pattern.conditions, strict=True)
+        ),
+        layer_pattern=pattern.layers,
+        position=position,
         embedding=builder.embedding(),
         head=builder.head(),
         checkpoint=checkpoint,

@@ -25,6 +25,7 @@ from trtllm_scaffold.spec import (
     NormSpec,
     QKNormSpec,
     Quantity,
+    RopeSpec,
 )
 
 _MEASURED = 1e-3  # relative error of numbers that were solved for, not read
@@ -68,9 +69,12 @@ class Builder:
         self.witnesses.quantity(fact, where or self.first.layer.name, seen, found)
         return found
 
-    def layer(self, windows: tuple[Window, ...]) -> LayerKind:
+    def layer(
+        self, windows: tuple[Window, ...], rope: RopeSpec | None, condition: str
+    ) -> LayerKind:
         """The spec of the layers with these windows (one per observation)."""
-        return LayerKind(self._attention(windows), self._mlp(), self._block())
+        attention = self._attention(windows)
+        return LayerKind(attention, self._mlp(), self._block(), rope, condition)
 
     def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
         """The spec of one norm."""
