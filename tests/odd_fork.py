@@ -68,7 +68,8 @@ class Dropout(nn.Module):
 def spin(x, config):
     """Rotates [batch, heads, sequence, head_dim]."""
     half = x.shape[-1] // 2
-    speed = config.rope_theta ** (-torch.arange(half) / half)
+    theta = 777.0 if config.trick == "own theta" else config.rope_theta
+    speed = theta ** (-torch.arange(half) / half)
     angle = torch.arange(x.shape[2])[:, None] * speed
     cos, sin = angle.cos(), angle.sin()
     if config.rope == "neox":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from odd_fork import CLASSES, raw
 
-from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer import infer
 from trtllm_scaffold.sources import Sources
 
@@ -170,3 +171,22 @@ def test_window():
 def test_tricks_are_refused(trick):
     with pytest.raises(Refused, match="attention: "):
         spec_of(trick=trick)
+
+
+def test_a_head_tied_by_word_alone_is_an_error_with_both_values():
+    with pytest.raises(InputError, match="head.tied: the trace says False, the config says True"):
+        spec_of(tie_word_embeddings=True)
+
+
+def test_a_theta_that_the_class_ignores_is_an_error_with_both_values():
+    with pytest.raises(InputError, match="theta 731, the trace shows .* theta 777"):
+        spec_of(trick="own theta")
+
+
+def test_inference_is_deterministic_and_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = spec_of(qk_norm="before"), spec_of(qk_norm="before")
+    assert torch.equal(torch.rand(1), expected)
+    assert first == second
