@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from trtllm_scaffold.spec import (
+    AlibiSpec,
     AttentionSpec,
     BlockSpec,
     CheckpointSpec,
+    DenseHead,
     EmbeddingSpec,
     HeadSpec,
     LayerKind,
@@ -20,6 +22,7 @@ from trtllm_scaffold.spec import (
     Quantity,
     RopeScaling,
     RopeSpec,
+    SinusoidalSpec,
     TensorSpec,
 )
 
@@ -229,6 +232,166 @@ def _falcon() -> ModelSpec:
     return dataclasses.replace(spec, checkpoint=_fused_checkpoint("per_group", False))
 
 
+def _kinds(spec: ModelSpec, *changes: tuple[str, dict[str, object]]) -> ModelSpec:
+    """Several kinds of layers: (condition, changed parts of the first kind) each."""
+    kinds = []
+    for condition, parts in changes:
+        attention = dataclasses.replace(spec.layer.attention, **parts.get("attention", {}))
+        kinds.append(
+            LayerKind(
+                attention,
+                spec.layer.mlp,
+                parts.get("block", spec.layer.block),
+                parts.get("rope", spec.position.rope),
+                condition,
+            )
+        )
+    pattern = tuple(index % len(kinds) for index in range(LAYERS))
+    return dataclasses.replace(spec, layer_kinds=tuple(kinds), layer_pattern=pattern)
+
+
+SLIDING = 'config.layer_types[layer_idx] == "sliding_attention"'
+FULL = 'config.layer_types[layer_idx] == "full_attention"'
+WINDOW = {"window": key("sliding_window", 8)}
+
+
+def _gemma2() -> ModelSpec:
+    norm = dataclasses.replace(RMS, plus_one=True)
+    names = dict(
+        attention_input_norm="input_layernorm",
+        attention_output_norm="post_attention_layernorm",
+        mlp_input_norm="pre_feedforward_layernorm",
+        mlp_output_norm="post_feedforward_layernorm",
+    )
+    spec = with_layer(_gemma(), block=block(norm, **names))
+    spec = with_attention(
+        spec,
+        softcap=key("attn_logit_softcapping", 50.0),
+        scale=Quantity(0.0625, "config.query_pre_attn_scalar ** -0.5"),
+    )
+    head = dataclasses.replace(spec.head, softcap=key("final_logit_softcapping", 30.0))
+    spec = dataclasses.replace(spec, head=head)
+    return _kinds(spec, (SLIDING, {"attention": WINDOW}), (FULL, {}))
+
+
+def _gemma3() -> ModelSpec:
+    norm = dataclasses.replace(RMS, plus_one=True)
+    spec = with_attention(_gemma(), qk_norm=QKNormSpec(norm, "head"))
+    rope = spec.position.rope
+    scaling = RopeScaling("linear", (("factor", 8.0),))
+    local = dataclasses.replace(rope, layer_type="sliding_attention")
+    full = dataclasses.replace(
+        rope, theta=Quantity(1e6, ""), scaling=scaling, layer_type="full_attention"
+    )
+    return _kinds(spec, (SLIDING, {"attention": WINDOW, "rope": local}), (FULL, {"rope": full}))
+
+
+def _bloom() -> ModelSpec:
+    spec = with_layer(_neox(), block=block(LAYERNORM, **PRE))
+    return dataclasses.replace(
+        spec,
+        position=PositionSpec("alibi", alibi=AlibiSpec()),
+        embedding=EmbeddingSpec(key("hidden_size", HIDDEN), norm=LAYERNORM),
+    )
+
+
+def _granite() -> ModelSpec:
+    multiplier = key("residual_multiplier", 0.22)
+    changed = dict(attention_coefficient=multiplier, mlp_coefficient=multiplier)
+    spec = with_layer(llama(), block=dataclasses.replace(llama().layer.block, **changed))
+    spec = with_attention(spec, scale=key("attention_multiplier", 0.0078125))
+    return dataclasses.replace(
+        spec,
+        embedding=EmbeddingSpec(key("hidden_size", HIDDEN), key("embedding_multiplier", 12.0)),
+        head=HeadSpec(RMS, False, multiplier=Quantity(0.125, "1 / config.logits_scaling")),
+    )
+
+
+def _qk(norm: NormSpec, scope: str, when: str = "before_rope") -> ModelSpec:
+    return with_attention(llama(), qk_norm=QKNormSpec(norm, scope, when))
+
+
+def _olmo() -> ModelSpec:
+    norm = NormSpec("layernorm", Quantity(1e-5, "1e-05"), weight=False, bias=False)
+    spec = with_layer(llama(), block=block(norm, **PRE))
+    spec = with_attention(spec, qkv_clip=key("clip_qkv", 8.0))
+    return dataclasses.replace(spec, head=HeadSpec(norm, False))
+
+
+def _nemotron() -> ModelSpec:
+    norm = dataclasses.replace(LAYERNORM, plus_one=True)
+    mlp = MlpSpec("plain", "relu2", key("intermediate_size", WIDTH), False, False)
+    spec = with_layer(llama(), block=block(norm, **PRE), mlp=mlp)
+    return dataclasses.replace(spec, head=HeadSpec(norm, False))
+
+
+def _bitnet() -> ModelSpec:
+    mlp = dataclasses.replace(llama().layer.mlp, activation="relu2", down_norm=RMS)
+    return with_attention(with_layer(llama(), mlp=mlp), output_norm=RMS)
+
+
+def _apertus() -> ModelSpec:
+    constants = (("beta", 0.5), ("eps", -1e-6))
+    mlp = MlpSpec(
+        "plain",
+        "xielu",
+        key("intermediate_size", WIDTH),
+        False,
+        False,
+        activation_parameters=constants,
+    )
+    return with_layer(llama(), mlp=mlp)
+
+
+def _ctrl() -> ModelSpec:
+    return dataclasses.replace(
+        _gpt2(),
+        position=PositionSpec("sinusoidal", sinusoidal=SinusoidalSpec("concatenated")),
+        head=HeadSpec(LAYERNORM, tied=True, bias=True),
+    )
+
+
+def _codegen() -> ModelSpec:
+    kept = [t for t in separate() if ".self_attn." not in t.name or ".o_proj" in t.name]
+    roles = tuple(f"attention.{part}.weight" for part in "qvk")
+    fused = TensorSpec(
+        "model.layers.{i}.qkv.weight", (3 * HIDDEN, HIDDEN), roles, "blocks", blocks=4
+    )
+    return dataclasses.replace(_cohere(), checkpoint=CheckpointSpec((*kept, fused)))
+
+
+def _nanochat() -> ModelSpec:
+    bare = NormSpec("rmsnorm", key("rms_norm_eps", 1e-6), weight=False)
+    spec = with_layer(_qk(bare, "head", "after_rope"), block=block(bare, **PRE))
+    rope = dataclasses.replace(spec.position.rope, inverse=True)
+    return dataclasses.replace(
+        spec,
+        position=PositionSpec("rope", rope),
+        embedding=EmbeddingSpec(key("hidden_size", HIDDEN), norm=bare),
+        head=HeadSpec(bare, False, softcap=key("final_logit_softcapping", 15.0)),
+    )
+
+
+def _modernbert() -> ModelSpec:
+    spec = with_layer(llama(), block=block(LAYERNORM, **PRE))
+    spec = dataclasses.replace(
+        spec,
+        head=HeadSpec(LAYERNORM, False, bias=True, dense=DenseHead("gelu", LAYERNORM)),
+    )
+    first = dataclasses.replace(spec.layer.block, attention_input_norm=None)
+    return _kinds(spec, ("layer_idx == 0", {"block": first}), ("layer_idx > 0", {}))
+
+
+def _granite_swa() -> ModelSpec:
+    spec = with_attention(_granite(), sinks=True)
+    theta = Quantity(10000.0, "config.layer_rope_theta[layer_idx]")
+    rope = dataclasses.replace(spec.position.rope, theta=theta)
+    return _kinds(spec, (SLIDING, {"attention": WINDOW, "rope": rope}), (FULL, {"rope": None}))
+
+
+BARE_LAYERNORM = dataclasses.replace(LAYERNORM, bias=False)
+NOPE = ((SLIDING, {"attention": WINDOW}), (FULL, {"rope": None}))
+
 #: Name -> spec.
 SPECS: dict[str, ModelSpec] = {
     "llama": llama(),
@@ -255,4 +418,22 @@ SPECS: dict[str, ModelSpec] = {
     "falcon_40b": _falcon(),
     "cohere": _cohere(),
     "olmo2": _olmo2(),
+    "gemma2": _gemma2(),
+    "gemma3": _gemma3(),
+    "bloom": _bloom(),
+    "granite": _granite(),
+    "granite_swa": _granite_swa(),
+    "cohere_qk_norm": _qk(BARE_LAYERNORM, "per_head_weight"),
+    "cohere2": _kinds(_cohere(), *NOPE),
+    "exaone4": _kinds(_qk(RMS, "head"), *NOPE),
+    "hunyuan": _qk(RMS, "head", "after_rope"),
+    "persimmon": _qk(LAYERNORM, "head"),
+    "olmo": _olmo(),
+    "nemotron": _nemotron(),
+    "bitnet": _bitnet(),
+    "apertus": _apertus(),
+    "ctrl": _ctrl(),
+    "codegen": _codegen(),
+    "nanochat": _nanochat(),
+    "modernbert": _modernbert(),
 }

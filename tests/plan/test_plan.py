@@ -6,13 +6,13 @@ import dataclasses
 import json
 
 import pytest
-from sample_specs import SPECS, key, llama, with_attention, with_layer
+from sample_specs import SPECS, key, llama, with_attention
 
 from trtllm_scaffold.errors import InputError, Refused, UsageError
 from trtllm_scaffold.plan import plan_port, port_names, support
 from trtllm_scaffold.plan.answers import code
 from trtllm_scaffold.plan.weights import parameter_name
-from trtllm_scaffold.spec import Quantity, TensorSpec
+from trtllm_scaffold.spec import GateSpec, Quantity, TensorSpec
 
 
 def plan(name: str):
@@ -61,18 +61,11 @@ def test_fused_rotary_norm_only_without_scaling() -> None:
 @pytest.mark.parametrize(
     ("spec", "axis"),
     [
-        (with_attention(llama(), softcap=key("attn_logit_softcapping", 50.0)), "attention.softcap"),
-        (with_attention(llama(), sinks=True), "attention.sinks"),
-        (with_attention(llama(), q_bias=True), "attention.qkv_bias"),
         (
-            with_layer(
-                llama(),
-                block=dataclasses.replace(
-                    llama().layer.block, mlp_coefficient=key("residual_multiplier", 0.2)
-                ),
-            ),
-            "block.coefficient",
+            with_attention(llama(), output_gate=GateSpec("sigmoid", "full")),
+            "attention.output_gate",
         ),
+        (with_attention(llama(), q_bias=True), "attention.qkv_bias"),
     ],
 )
 def test_refusal_names_the_axis(spec, axis: str) -> None:

@@ -1,56 +1,97 @@
-"""The attention axis of a port: base class, biases, scale, window and query-key norm."""
+"""The attention axis of a port: base class, biases, scale, window, norms, clip, sinks."""
 
 from __future__ import annotations
 
+import dataclasses
+
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
-from trtllm_scaffold.spec import ModelSpec, Quantity
+from trtllm_scaffold.plan.kinds import condition_of, constant
+from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
 
 
-def _window(spec: ModelSpec) -> tuple[Quantity | None, bool]:
-    """The window and whether only some layers have it."""
+def _window(spec: ModelSpec) -> tuple[Quantity | None, str]:
+    """The window and the condition under which a layer has it."""
     windows = [kind.attention.window for kind in spec.layer_kinds]
     active = [window for window in windows if window is not None]
     if len({(window.value, window.expr) for window in active}) > 1:
         values = sorted(window.value for window in active)
         raise Refused("attention.window", f"several windows in one model: {values}")
-    return (active[0] if active else None), 0 < len(active) < len(windows)
+    if not active:
+        return None, ""
+    read = _has_window
+    return active[0], condition_of(spec, "attention.window", read, True)
 
 
-def _q_scaling(spec: ModelSpec) -> str:
+def _has_window(kind: LayerKind) -> bool:
+    return kind.attention.window is not None
+
+
+def _without_window(kind: LayerKind) -> AttentionSpec:
+    return dataclasses.replace(kind.attention, window=None)
+
+
+def _q_scaling(attention: AttentionSpec) -> str:
     """The argument that turns TensorRT-LLM's scale into the model's, or nothing."""
-    attention = spec.layer.attention
-    if attention.has_default_scale:
+    if attention.has_default_scale and "layer_idx" not in attention.scale.expr:
         return ""
-    if attention.scale.value == 1:
+    if attention.scale.value == 1 and attention.scale.is_constant:
         return "config.head_dim**-0.5"
     return f"1 / ({code(attention.scale)} * config.head_dim**0.5)"
+
+
+def is_reference(spec: ModelSpec) -> bool:
+    """Whether the port must carry its own attention maths: no stock backend has these."""
+    return spec.layer.attention.softcap is not None or spec.position.kind == "alibi"
+
+
+def _native_qk_norm(spec: ModelSpec) -> bool:
+    """Whether QKNormRoPEAttention computes the query-key norm."""
+    attention = spec.layer.attention
+    norm = attention.qk_norm
+    if norm is None or attention.qkv_clip or is_reference(spec) or attention.sinks:
+        return False
+    weighted = norm.norm.kind == "rmsnorm" and norm.norm.weight
+    return weighted and norm.scope == "head" and norm.when == "before_rope"
 
 
 def _fuses_qk_norm(spec: ModelSpec) -> bool:
     """Whether the fused norm-and-rotary kernel computes this rotary embedding.
 
-    It knows the base and the style alone: no scaling, no partial width.
+    It knows one base and style for all layers: no scaling, no partial width, no layer without.
     """
+    ropes = {kind.rope for kind in spec.layer_kinds}
     rope = spec.position.rope
     whole = rope is not None and rope.dim.value == spec.layer.attention.head_dim.value
-    return whole and rope is not None and rope.scaling is None
+    norm = spec.layer.attention.qk_norm
+    gemma = norm is not None and norm.norm.plus_one
+    return whole and rope is not None and rope.scaling is None and len(ropes) == 1 and not gemma
 
 
 def plan_attention(spec: ModelSpec) -> Answers:
     """Answers of the attention axis."""
     attention = spec.layer.attention
-    window, by_layer = _window(spec)
-    norm = attention.qk_norm
+    window, condition = _window(spec)
+    constant(spec, "attention", _without_window)
+    norm, clip = attention.qk_norm, attention.qkv_clip
+    native = _native_qk_norm(spec)
     return {
         "attention_kind": attention.kind,
-        "attention_base": "QKNormRoPEAttention" if norm and norm.scope == "head" else "Attention",
+        "attention_base": "QKNormRoPEAttention" if native else "Attention",
         "attention_qkv_bias": attention.q_bias,
         "attention_o_bias": attention.o_bias,
-        "attention_q_scaling": _q_scaling(spec),
+        "attention_q_scaling": _q_scaling(attention),
+        "attention_scale": code(attention.scale),
         "attention_window": code(window),
-        "attention_window_by_layer": by_layer,
+        "attention_window_condition": condition,
         "attention_fuse_qk_norm": _fuses_qk_norm(spec),
+        "attention_reference": is_reference(spec),
+        "attention_softcap": code(attention.softcap),
+        "attention_clip": code(clip),
+        "attention_sinks": attention.sinks,
+        "output_norm": attention.output_norm is not None,
         "qk_norm": norm.scope if norm else "",
-        "qk_norm_eps": code(norm.norm.eps if norm else None),
+        "qk_norm_when": norm.when if norm and not native else "",
+        "qk_norm_weight": norm.norm.weight if norm else False,
+        "qk_norm_gemma": norm.norm.plus_one if norm else False,
     }

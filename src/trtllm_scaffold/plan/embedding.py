@@ -12,4 +12,6 @@ def plan_embedding(spec: ModelSpec) -> Answers:
     return {
         "embedding_multiplier": code(embedding.multiplier),
         "embedding_projection": embedding.projection,
+        "embedding_norm": embedding.norm is not None,
+        "embedding_rows": code(embedding.rows),
     }

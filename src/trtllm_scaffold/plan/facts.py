@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec
+from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, NormSpec, RopeSpec
 from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS
 
 Fact = tuple[str, str]
@@ -10,6 +10,10 @@ Fact = tuple[str, str]
 
 def _set(value: object) -> str:
     return "none" if value is None or value is False else "set"
+
+
+def _norm(norm: NormSpec | None) -> str:
+    return norm.label if norm else "none"
 
 
 def bias_pattern(biases: dict[str, bool], all_name: str) -> str:
@@ -26,10 +30,12 @@ def _head_dim(head_dim: float) -> str:
 
 
 def _attention_facts(attention: AttentionSpec) -> list[Fact]:
-    qk_norm = "none"
+    qk_norm, gate = "none", "none"
     if attention.qk_norm:
         kind = attention.qk_norm.norm.label
         qk_norm = f"{kind}, {attention.qk_norm.scope}, {attention.qk_norm.when}"
+    if attention.output_gate:
+        gate = f"{attention.output_gate.activation}, {attention.output_gate.width}"
     biases = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
     return [
         ("attention.kind", attention.kind),
@@ -40,6 +46,8 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.softcap", _set(attention.softcap)),
         ("attention.sinks", _set(attention.sinks)),
         ("attention.qkv_clip", _set(attention.qkv_clip)),
+        ("attention.output_gate", gate),
+        ("attention.output_norm", _norm(attention.output_norm)),
     ]
 
 
@@ -58,8 +66,19 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
         ),
         ("mlp.kind", f"{mlp.kind} {mlp.activation}"),
         ("mlp.bias", bias_pattern(biases, "all")),
+        ("mlp.down_norm", _norm(mlp.down_norm)),
     ]
+    if layer.rope:
+        facts += _rope_facts(layer.rope)
     return facts
+
+
+def _rope_facts(rope: RopeSpec) -> list[Fact]:
+    return [
+        ("position.style", rope.style),
+        ("position.direction", "inverse" if rope.inverse else "usual"),
+        ("position.scaling", rope.scaling.kind if rope.scaling else "none"),
+    ]
 
 
 def _window_fact(spec: ModelSpec) -> Fact:
@@ -77,14 +96,14 @@ def facts(spec: ModelSpec) -> tuple[Fact, ...]:
     found.append(_window_fact(spec))
     found.append(("position.kind", spec.position.kind))
     if spec.position.rope:
-        rope = spec.position.rope
-        found.append(("position.style", rope.style))
-        found.append(("position.scaling", rope.scaling.kind if rope.scaling else "none"))
+        found += _rope_facts(spec.position.rope)
     head, embedding = spec.head, spec.embedding
     found += [
-        ("norm.kind", head.final_norm.label if head.final_norm else "none"),
+        ("norm.kind", _norm(head.final_norm)),
         ("embedding.multiplier", _set(embedding.multiplier)),
         ("embedding.projection", "linear" if embedding.projection else "none"),
+        ("embedding.norm", _norm(embedding.norm)),
+        ("head.dense", head.dense.activation if head.dense else "none"),
         ("head.bias", _set(head.bias)),
         ("head.multiplier", _set(head.multiplier)),
         ("head.softcap", _set(head.softcap)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.kinds import constant
 from trtllm_scaffold.spec import ModelSpec
 
 
@@ -33,15 +34,26 @@ ACTIVATION_CODE: dict[str, ActivationCode] = {
         "GELU by its tanh approximation.",
     ),
     "relu": ActivationCode("F.relu", "F.relu(gate)"),
+    "xielu": ActivationCode("XIELU()", ""),
     "relu2": ActivationCode(
         "relu2", "F.relu(gate).square()", "F.relu(x).square()", "The square of ReLU."
     ),
 }
 
 
+def _uses_functional(spec: ModelSpec) -> bool:
+    """Whether the modeling file calls torch.nn.functional."""
+    mlp, dense = spec.layer.mlp, spec.head.dense
+    norm = spec.layer.attention.qk_norm
+    own_norm = norm is not None and norm.scope == "per_head_weight"
+    return mlp.kind == "plain" or mlp.activation != "silu" or dense is not None or own_norm
+
+
 def plan_mlp(spec: ModelSpec) -> Answers:
     """Answers of the mlp axis."""
+    constant(spec, "mlp", lambda kind: kind.mlp)
     mlp = spec.layer.mlp
+    constants = dict(mlp.activation_parameters)
     code = ACTIVATION_CODE[mlp.activation]
     return {
         "mlp_kind": mlp.kind,
@@ -51,5 +63,8 @@ def plan_mlp(spec: ModelSpec) -> Answers:
         "mlp_activation_summary": code.summary,
         "mlp_activation_gate": code.gate,
         "mlp_bias": mlp.up_bias,
-        "modeling_uses_functional": mlp.kind == "plain" or mlp.activation != "silu",
+        "mlp_down_norm": mlp.down_norm is not None,
+        "xielu_beta": constants.get("beta", 0.0),
+        "xielu_eps": constants.get("eps", 0.0),
+        "modeling_uses_functional": _uses_functional(spec),
     }

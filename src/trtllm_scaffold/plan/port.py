@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.attention import plan_attention
 from trtllm_scaffold.plan.block import plan_block
@@ -49,35 +48,37 @@ class PortPlan:
 
 def _modeling_symbols(answers: Answers) -> set[str]:
     """TensorRT-LLM names that the rendered modeling file uses."""
-    symbols = {*_ALWAYS, str(answers["attention_base"]), str(answers["norm_class"])}
+    symbols = {*_ALWAYS, str(answers["attention_base"]), *_library_norms(answers)}
     symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
     if answers["position_kind"] == "rope":
         symbols |= {"PositionalEmbeddingParams", "PositionEmbeddingType"}
-    if answers["qk_norm"] == "full":
+    if answers["qk_norm"] == "full" or answers["output_norm"] or answers["mlp_down_norm"]:
         symbols |= {"AllReduce", "AllReduceStrategy", "Mapping"}
-    if answers["embedding_projection"] or answers["head_projection"]:
+    if answers["qk_norm"] == "per_head_weight":
+        symbols.add("Mapping")
+    if answers["embedding_projection"] or answers["head_projection"] or answers["head_dense"]:
         symbols.add("Linear")
     return symbols
+
+
+#: Norms that span the width which tensor parallelism splits are modules of the port.
+_OWN_NORMS = ("output_norm", "down_norm")
+
+
+def _library_norms(answers: Answers) -> set[str]:
+    """The norm classes of the library that the port uses."""
+    names, classes = answers["norm_names"], answers["norm_classes"]
+    assert isinstance(names, list) and isinstance(classes, list)
+    own = set(_OWN_NORMS)
+    if answers["qk_norm"] != "head" or answers["attention_base"] != "Attention":
+        own.add("qk_norm")
+    return {str(kind) for name, kind in zip(names, classes, strict=True) if name not in own}
 
 
 def _configuration_symbols(answers: Answers) -> set[str]:
     if answers["position_kind"] != "rope":
         return set()
     return {"RopeParams", "RotaryScalingType"} if answers["rope_scaling"] else {"RopeParams"}
-
-
-def _one_equation(spec: ModelSpec) -> None:
-    """Layers may differ in their window alone; anything else has no template yet."""
-    first = spec.layer
-    for kind in spec.layer_kinds[1:]:
-        same_rest = (kind.mlp, kind.block) == (first.mlp, first.block)
-        same_heads = kind.attention.head_dim == first.attention.head_dim
-        if not (same_rest and same_heads and kind.attention.qk_norm == first.attention.qk_norm):
-            raise Refused(
-                "block",
-                f"{len(spec.layer_kinds)} kinds of layers that differ in more than their window",
-                where=spec.source,
-            )
 
 
 def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
@@ -87,7 +88,6 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         Refused: An axis has no expression; names it, the value and the evidence.
     """
     support = refuse_unless_supported(spec, trtllm)
-    _one_equation(spec)
     answers: Answers = {
         "name": names.name,
         "package": names.package,

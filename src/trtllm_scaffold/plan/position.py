@@ -1,16 +1,35 @@
-"""The position axis of a port: the rotary table or the learned one."""
+"""The position axis of a port: rotary tables by layer, learned or computed vectors, ALiBi."""
 
 from __future__ import annotations
 
 import math
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.plan.answers import Answers
-from trtllm_scaffold.spec import ModelSpec, RopeScaling
+from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.kinds import condition_of
+from trtllm_scaffold.spec import LayerKind, ModelSpec, RopeScaling, RopeSpec
 
-#: Parameters that TensorRT-LLM derives itself: a file that sets them to anything else than
-#: the derived value cannot be expressed.
+#: Scalings whose formula needs the original length.
 _TAKES_ORIGINAL = ("llama3", "longrope", "yarn")
+
+_NOTHING: Answers = {
+    "rope_style": "",
+    "rope_partial": False,
+    "rope_scaling": "",
+    "rope_scalings": [],
+    "rope_original_length": False,
+    "rope_theta": "",
+    "rope_by_layer_type": False,
+    "rope_by_layer": False,
+    "rope_condition": "",
+    "rope_reads_parameters": False,
+    "rope_inverse": False,
+    "learned_offset": 0,
+    "sinusoidal_layout": "",
+    "sinusoidal_base": 10000.0,
+    "alibi_max_bias": 0.0,
+    "alibi_scaled": False,
+}
 
 
 def _check_longrope_factor(scaling: RopeScaling, max_positions: float) -> None:
@@ -27,18 +46,53 @@ def _check_longrope_factor(scaling: RopeScaling, max_positions: float) -> None:
         )
 
 
+def _has_rope(kind: LayerKind) -> bool:
+    return kind.rope is not None
+
+
+def _ropes(spec: ModelSpec) -> list[RopeSpec]:
+    """The distinct rotary embeddings, in the order of the layers."""
+    found = [kind.rope for kind in spec.layer_kinds if kind.rope]
+    if not found and spec.position.rope:
+        found = [spec.position.rope]
+    return list(dict.fromkeys(found))
+
+
+def _one(fact: str, values: set[str]) -> str:
+    if len(values) > 1:
+        raise Refused(fact, f"layers differ: {' and '.join(sorted(values))}")
+    return next(iter(values), "")
+
+
 def _rope(spec: ModelSpec) -> Answers:
-    rope = spec.position.rope
-    assert rope is not None
-    scaling = rope.scaling
-    if scaling and scaling.kind == "longrope":
-        _check_longrope_factor(scaling, spec.max_position_embeddings.value)
+    ropes = _ropes(spec)
+    scalings = [rope.scaling for rope in ropes if rope.scaling]
+    for scaling in scalings:
+        if scaling.kind == "longrope":
+            _check_longrope_factor(scaling, spec.max_position_embeddings.value)
+    kind = _one("position.scaling", {scaling.kind for scaling in scalings})
+    head_dim = spec.layer.attention.head_dim.value
+    by_type = any(rope.layer_type for rope in ropes)
+    thetas = {code(rope.theta) if rope.theta.expr else "" for rope in ropes}
+    if len(ropes) > 1 and not by_type and thetas == {""}:
+        raise Refused("position.rope", "layers rotate differently, and no key says how")
+    partial = any(rope.dim.value != head_dim for rope in ropes)
+    kinds_have_rope = any(_has_rope(layer) for layer in spec.layer_kinds)
+    plain = ["default"] if any(rope.scaling is None for rope in ropes) else []
     return {
-        "rope_style": rope.style,
-        "rope_partial": rope.dim.value != spec.layer.attention.head_dim.value,
-        "rope_scaling": scaling.kind if scaling else "",
-        "rope_original_length": bool(scaling and scaling.kind in _TAKES_ORIGINAL),
-        "learned_offset": 0,
+        "rope_style": _one("position.style", {rope.style for rope in ropes}),
+        "rope_partial": partial,
+        "rope_scaling": kind,
+        "rope_scalings": plain + ([kind] if kind else []),
+        "rope_original_length": kind in _TAKES_ORIGINAL,
+        "rope_theta": _one("position.rope.theta", thetas),
+        "rope_by_layer_type": by_type,
+        "rope_by_layer": by_type or any("layer_idx" in theta for theta in thetas),
+        "rope_condition": condition_of(spec, "position", _has_rope, True)
+        if kinds_have_rope
+        else "",
+        "rope_reads_parameters": thetas == {""} or bool(kind) or partial,
+        "rope_inverse": _one("position.direction", {str(rope.inverse) for rope in ropes}) == "True",
     }
 
 
@@ -52,16 +106,29 @@ def _learned(spec: ModelSpec) -> Answers:
             f"the table has {learned.rows.value} rows where max_position_embeddings plus the "
             f"offset is {expected}",
         )
+    return {"learned_offset": learned.offset}
+
+
+def _alibi(spec: ModelSpec) -> Answers:
+    alibi = spec.position.alibi
+    assert alibi is not None
+    return {"alibi_max_bias": alibi.max_bias, "alibi_scaled": alibi.scaled}
+
+
+def _sinusoidal(spec: ModelSpec) -> Answers:
+    found = spec.position.sinusoidal
+    assert found is not None
     return {
-        "rope_style": "",
-        "rope_partial": False,
-        "rope_scaling": "",
-        "rope_original_length": False,
-        "learned_offset": learned.offset,
+        "sinusoidal_layout": found.layout,
+        "sinusoidal_base": found.base,
+        "learned_offset": found.offset,
     }
+
+
+_KINDS = {"rope": _rope, "learned": _learned, "alibi": _alibi, "sinusoidal": _sinusoidal}
 
 
 def plan_position(spec: ModelSpec) -> Answers:
     """Answers of the position axis."""
-    details = _rope(spec) if spec.position.rope else _learned(spec)
-    return {"position_kind": spec.position.kind, **details}
+    details = _KINDS[spec.position.kind](spec)
+    return {"position_kind": spec.position.kind, **_NOTHING, **details}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.spec import ModelSpec, TensorSpec
 
 _LAYER = "model.layers.{i}"
-#: Role -> parameter, for roles outside the layers.
+#: Role -> module, for roles outside the layers.
 _MODEL_ROLES = {
     "embedding": "model.embed_tokens",
+    "embedding.norm": "model.embed_norm",
     "embedding.projection": "model.project_in",
     "position": "model.embed_positions",
     "final_norm": "model.norm",
     "head": "lm_head",
+    "head.dense": "model.head_dense",
+    "head.norm": "model.head_norm",
     "head.projection": "model.project_out",
 }
 _ATTENTION = {
@@ -23,9 +27,18 @@ _ATTENTION = {
     "o": "o_proj",
     "q_norm": "q_norm",
     "k_norm": "k_norm",
+    "output_norm": "output_norm",
 }
-_MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-_QKV = ("q", "k", "v")
+_MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "down_norm": "down_norm"}
+_QKV = {"q", "k", "v"}
+#: Roles whose module's norm has another name in `named_norms`.
+_NORM_OF_ROLE = {
+    "final_norm": "norm",
+    "embedding.norm": "embed_norm",
+    "head.norm": "head_norm",
+    "attention.q_norm": "qk_norm",
+    "attention.k_norm": "qk_norm",
+}
 
 
 def parameter_name(role: str) -> str:
@@ -34,6 +47,10 @@ def parameter_name(role: str) -> str:
     Raises:
         Refused: Nobody has said where the role goes.
     """
+    if role == "head.bias":
+        return "lm_head_bias"
+    if role == "attention.sinks":
+        return f"{_LAYER}.self_attn.sinks"
     stem, _, kind = role.rpartition(".")
     if stem in _MODEL_ROLES:
         return f"{_MODEL_ROLES[stem]}.{kind}"
@@ -44,6 +61,8 @@ def parameter_name(role: str) -> str:
         return f"{_LAYER}.self_attn.{_ATTENTION[part]}.{kind}"
     if axis == "mlp" and part in _MLP:
         return f"{_LAYER}.mlp.{_MLP[part]}.{kind}"
+    if stem == "mlp.activation":
+        return f"{_LAYER}.mlp.activation.{kind}"
     raise Refused("checkpoint", f"no parameter of a port takes the role {role!r}")
 
 
@@ -51,13 +70,30 @@ def _parts(tensor: TensorSpec) -> tuple[str, ...]:
     return tuple(role.split(".")[1] for role in tensor.roles)
 
 
-def _transform(tensor: TensorSpec) -> str:
+def _adds_one(spec: ModelSpec, tensor: TensorSpec) -> bool:
+    """Whether the tensor is the weight of a layernorm that is applied as 1 + w."""
+    stem, _, kind = tensor.roles[0].rpartition(".")
+    name = _NORM_OF_ROLE.get(stem, stem.removeprefix("norm."))
+    norm = named_norms(spec).get(name)
+    return kind == "weight" and norm is not None and norm.plus_one and norm.kind == "layernorm"
+
+
+def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
     """The function of the port's weights file that takes `tensor` apart; empty for none."""
+    rope = spec.position.rope
+    inverse = rope is not None and rope.inverse
     if len(tensor.roles) == 1:
+        if _adds_one(spec, tensor):
+            return "plus_one"
+        if inverse and tensor.roles[0].split(".")[1] in ("q", "k"):
+            if tensor.transposed:
+                raise Refused("checkpoint", f"{tensor.name}: transposed and rotated inversely")
+            return "swapped_halves"
         return "transposed" if tensor.transposed else ""
-    if _parts(tensor) == _QKV:
+    if set(_parts(tensor)) == _QKV and not inverse:
         return "query_key_value_transposed" if tensor.transposed else "query_key_value"
-    if _parts(tensor) == ("gate", "up") and tensor.layout == "rows" and not tensor.transposed:
+    rows = tensor.layout == "rows" and not tensor.transposed
+    if set(_parts(tensor)) == {"gate", "up"} and rows:
         return "gate_up"
     raise Refused(
         "checkpoint",
@@ -65,21 +101,47 @@ def _transform(tensor: TensorSpec) -> str:
     )
 
 
-def plan_weights(spec: ModelSpec) -> Answers:
-    """Answers of the checkpoint axis: three lists of equal length, one entry per tensor."""
-    tensors = spec.checkpoint.tensors
-    fused = [tensor for tensor in tensors if _parts(tensor) == _QKV and len(tensor.roles) == 3]
-    layouts = sorted({tensor.layout for tensor in fused})
+def _name(tensor: TensorSpec) -> str:
+    if tensor.per_head:
+        raise Refused("checkpoint", f"{tensor.name} is stored once per head")
+    return tensor.name
+
+
+def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
+    """Whether some layers lack the tensor: only their norm before attention may be missing."""
+    if not tensor.only_layers:
+        return False
+    names = {kind.block.attention_input_norm for kind in spec.layer_kinds}
+    if tensor.roles[0].split(".")[1] not in names:
+        raise Refused("checkpoint", f"only layers {tensor.only_layers} store {tensor.name}")
+    return True
+
+
+def _one_layout(spec: ModelSpec) -> TensorSpec | None:
+    """A fused query-key-value tensor, if any; all must lie alike."""
+    fused = [t for t in spec.checkpoint.tensors if len(t.roles) == 3 and set(_parts(t)) == _QKV]
+    layouts = {(tensor.layout, _parts(tensor), tensor.blocks) for tensor in fused}
     if len(layouts) > 1:
         raise Refused("checkpoint", f"query, key and value lie in several layouts: {layouts}")
-    tied = spec.head.tied
+    return fused[0] if fused else None
+
+
+def plan_weights(spec: ModelSpec) -> Answers:
+    """Answers of the checkpoint axis: lists of equal length, one entry per tensor."""
+    tensors = spec.checkpoint.tensors
+    fused = _one_layout(spec)
+    order = [_parts(fused).index(part) for part in ("q", "k", "v")] if fused else []
     return {
-        "weight_names": [tensor.name for tensor in tensors],
+        "weight_names": [_name(tensor) for tensor in tensors],
         "weight_targets": [" ".join(map(parameter_name, t.roles)) for t in tensors],
-        "weight_transforms": [_transform(tensor) for tensor in tensors],
-        "qkv_layout": str(layouts[0]) if layouts else "",
+        "weight_transforms": [_transform(spec, tensor) for tensor in tensors],
+        "partial_names": [tensor.name for tensor in tensors if _is_partial(spec, tensor)],
+        "qkv_layout": str(fused.layout) if fused else "",
+        "qkv_order": order,
+        "qkv_parts": ", ".join(_parts(fused)) if fused else "",
+        "qkv_blocks": fused.blocks if fused else 0,
         "dropped_names": [name for name, _ in spec.checkpoint.dropped],
         "dropped_reasons": [reason for _, reason in spec.checkpoint.dropped],
         # A file saved from the bare model is complete only where the head is the embedding.
-        "base_prefix": spec.checkpoint.base_prefix if tied else "",
+        "base_prefix": spec.checkpoint.base_prefix if spec.head.tied else "",
     }

@@ -36,6 +36,10 @@ def _expressed(because: str) -> Capability:
     return Capability(Level.expressed, because)
 
 
+def _reference(because: str) -> Capability:
+    return Capability(Level.reference, because)
+
+
 def _refused(because: str) -> Capability:
     return Capability(Level.refused, because)
 
@@ -47,9 +51,8 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.kind", "GQA"): _NATIVE,
     ("attention.kind", "MQA"): _NATIVE,
     ("attention.head_dim", "a size of the TRTLLM kernels"): _NATIVE,
-    ("attention.head_dim", "another size up to 256"): Capability(
-        Level.reference,
-        "the TRTLLM backend aborts on it; serve with attn_backend FLASHINFER or VANILLA",
+    ("attention.head_dim", "another size up to 256"): _reference(
+        "the TRTLLM backend aborts on it; serve with attn_backend FLASHINFER or VANILLA"
     ),
     ("attention.head_dim", "above 256"): _refused("no attention backend has heads that wide"),
     ("attention.scale", "1/sqrt(head_dim)"): _NATIVE,
@@ -61,15 +64,40 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.qkv_bias", "q, k and v"): _NATIVE,
     ("attention.qk_norm", "none"): _NATIVE,
     ("attention.qk_norm", "rmsnorm, head, before_rope"): _NATIVE,
-    ("attention.qk_norm", "rmsnorm, full, before_rope"): _expressed(
-        "query and key norms over the full width are a module of the port"
-    ),
+    ("attention.qk_norm", "rmsnorm 1+w, head, before_rope"): _NATIVE,
+    **{
+        ("attention.qk_norm", f"{norm}, {scope}, {when}"): _expressed(
+            "queries and keys are normalised in the port's attention"
+        )
+        for norm, scope, when in (
+            ("rmsnorm", "full", "before_rope"),
+            ("rmsnorm", "head", "after_rope"),
+            ("rmsnorm without weight", "head", "before_rope"),
+            ("rmsnorm without weight", "head", "after_rope"),
+            ("layernorm", "head", "before_rope"),
+            ("layernorm without bias", "head", "before_rope"),
+            ("layernorm without bias", "per_head_weight", "before_rope"),
+        )
+    },
     ("attention.softcap", "none"): _NATIVE,
-    ("attention.softcap", "set"): _refused("no stock attention backend caps scores"),
+    ("attention.softcap", "set"): _reference("no stock attention backend caps scores"),
     ("attention.sinks", "none"): _NATIVE,
+    ("attention.sinks", "set"): _NATIVE,
     ("attention.qkv_clip", "none"): _NATIVE,
+    ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
+    ("attention.output_gate", "none"): _NATIVE,
+    ("attention.output_norm", "none"): _NATIVE,
+    ("attention.output_norm", "rmsnorm"): _expressed(
+        "the norm before the output projection is a module of the port"
+    ),
     ("position.kind", "rope"): _NATIVE,
     ("position.kind", "learned"): _expressed("learned positions are added in the port's model"),
+    ("position.kind", "sinusoidal"): _expressed("sines are added in the port's model"),
+    ("position.kind", "alibi"): _reference("no stock attention backend biases scores by position"),
+    ("position.direction", "usual"): _NATIVE,
+    ("position.direction", "inverse"): _expressed(
+        "the halves of each query and key head are swapped when weights are loaded"
+    ),
     ("position.style", "neox"): _NATIVE,
     ("position.style", "interleaved"): _NATIVE,
     ("position.scaling", "none"): _NATIVE,
@@ -80,6 +108,9 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("norm.kind", "rmsnorm 1+w"): _NATIVE,
     ("norm.kind", "layernorm"): _NATIVE,
     ("norm.kind", "layernorm without bias"): _NATIVE,
+    ("norm.kind", "rmsnorm without weight"): _NATIVE,
+    ("norm.kind", "layernorm without weight"): _NATIVE,
+    ("norm.kind", "layernorm 1+w"): _expressed("1 is added to the norm's weight at loading"),
     ("norm.kind", "none"): _NATIVE,
     ("block.placement", "pre"): _NATIVE,
     ("block.placement", "post"): _expressed("residual additions are written out in the layer"),
@@ -88,10 +119,13 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("block.placement", "branch_output"): _expressed("norms on branch outputs are written out"),
     ("block.placement", "sandwich"): _expressed("norms on branch outputs are written out"),
     ("block.coefficient", "none"): _NATIVE,
+    ("block.coefficient", "set"): _expressed("branches are scaled in the layer"),
     ("mlp.kind", "gated silu"): _NATIVE,
     ("mlp.kind", "gated gelu"): _expressed("the gated activation is a function of the port"),
     ("mlp.kind", "gated gelu_tanh"): _expressed("the gated activation is a function of the port"),
     ("mlp.kind", "gated relu"): _expressed("the gated activation is a function of the port"),
+    ("mlp.kind", "gated relu2"): _expressed("the gated activation is a function of the port"),
+    ("mlp.kind", "plain xielu"): _expressed("the activation is a module of the port"),
     ("mlp.kind", "plain silu"): _NATIVE,
     ("mlp.kind", "plain gelu"): _NATIVE,
     ("mlp.kind", "plain gelu_tanh"): _NATIVE,
@@ -99,14 +133,30 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("mlp.kind", "plain relu2"): _NATIVE,
     ("mlp.bias", "none"): _NATIVE,
     ("mlp.bias", "all"): _NATIVE,
+    ("mlp.down_norm", "none"): _NATIVE,
+    ("mlp.down_norm", "rmsnorm"): _expressed(
+        "the norm before the down projection is a module of the port"
+    ),
+    ("embedding.norm", "none"): _NATIVE,
+    **{
+        ("embedding.norm", norm): _expressed("the embedding is normalised in the port's model")
+        for norm in ("rmsnorm", "rmsnorm without weight", "layernorm", "layernorm without bias")
+    },
     ("embedding.multiplier", "none"): _NATIVE,
     ("embedding.multiplier", "set"): _expressed("the embedding's factor is applied in the model"),
     ("embedding.projection", "none"): _NATIVE,
     ("embedding.projection", "linear"): _expressed("the embedding is projected in the model"),
+    ("head.dense", "none"): _NATIVE,
+    **{
+        ("head.dense", activation): _expressed("the dense layer before the head is in the model")
+        for activation in ("gelu", "gelu_tanh", "silu", "relu")
+    },
     ("head.bias", "none"): _NATIVE,
+    ("head.bias", "set"): _expressed("the head's bias is added to the logits"),
     ("head.multiplier", "none"): _NATIVE,
     ("head.multiplier", "set"): _expressed("logits are scaled after the head"),
     ("head.softcap", "none"): _NATIVE,
+    ("head.softcap", "set"): _expressed("logits are capped after the head"),
     ("quantization", "none"): _NATIVE,
 }
 
