@@ -134,6 +134,11 @@ class Mixer(nn.Module):
             q, k = spin(q, config), spin(k, config)
         if config.qk_norm == "after":
             q, k = self.a(q), self.b(k)
+        if config.trick == "fused kernel":
+            out = functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=0.3, enable_gqa=True
+            )
+            return residual + config.branch_gain * self.gate_proj(out.transpose(1, 2).flatten(2))
         share = config.num_attention_heads // config.num_key_value_heads
         k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
         scores = (q * config.head_dim**-0.25) @ (k * config.head_dim**-0.25).transpose(2, 3)

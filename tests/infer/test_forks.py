@@ -190,3 +190,10 @@ def test_inference_is_deterministic_and_leaves_the_random_state_alone():
     first, second = spec_of(qk_norm="before"), spec_of(qk_norm="before")
     assert torch.equal(torch.rand(1), expected)
     assert first == second
+
+
+def test_fused_attention_is_taken_apart():
+    attention = spec_of(trick="fused kernel").layer.attention
+    assert (attention.kind, attention.window) == ("GQA", None)
+    assert attention.scale.value == pytest.approx(0.3)
+    assert attention.scale.is_constant

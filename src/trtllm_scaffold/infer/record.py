@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from trtllm_scaffold.infer.graph import Call, Graph, Node, Value
@@ -16,7 +17,8 @@ def record(model: nn.Module, tokens: torch.Tensor) -> Graph:
     recorder = _Recorder(model)
     handles = recorder.watch(model)
     try:
-        with torch.no_grad(), recorder:
+        # fused attention kernels would hide the scores: this one is made of plain operations
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
             logits = model(input_ids=tokens, use_cache=False, return_dict=True).logits
     finally:
         for handle in handles:
