@@ -90,18 +90,6 @@ def scaled(value: Value, graph: Graph) -> tuple[Value, float] | None:
     return None
 
 
-def unscaled(value: Value, graph: Graph) -> tuple[Value, float]:
-    """The value behind rearrangements and constant factors, and the product of the factors."""
-    factor = 1.0
-    while True:
-        value = strip(value)
-        inner = scaled(value, graph)
-        if inner is None:
-            return value, factor
-        value, step = inner
-        factor *= step
-
-
 def linear_at(value: Value, graph: Graph) -> Linear | None:
     """The linear layer whose result `value` is, up to rearrangement."""
     output = strip(value)
