@@ -51,7 +51,11 @@ def test_a_broken_data_file_is_one_clear_error(file, text, says, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("block_norms: [input_layernorm, post_attention_layernorm]", "block_norms: 3", "names"),
+        (
+            "block_norms: [input_layernorm, post_attention_layernorm]",
+            "block_norms: 3",
+            "block_norms",
+        ),
         ("num_hidden_layers: 22", "num_hidden_layers: 1000000", "1000000 layers"),
         ("position_kind: rope", "position_kind: learned\nlearned_offset: x", "learned_offset"),
     ],

@@ -25,6 +25,7 @@ _SIZES = (
     "embedding_size",
 )
 _LAYER = "model.layers.{i}"
+_FILE = ".copier-answers.yml"
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
         fallback = answers.get("hidden_size") if name == "embedding_size" else None
         value = answers.get(name, fallback)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise InputError(
-                f"the answer {name} is {shown(value)}, not a size", where=".copier-answers.yml"
-            )
+            raise InputError(f"the answer {name} is {shown(value)}, not a size", where=_FILE)
         sizes[name] = value
     if sizes["num_hidden_layers"] > MAX_LAYERS:
         raise InputError(f"{sizes['num_hidden_layers']} layers, at most {MAX_LAYERS} are accepted")
@@ -69,14 +68,12 @@ def expected_parameters(
 
     Args:
         answers: Recorded answers: which biases, norms and projections there are.
-        sizes: Sizes of the real model or of a small one, as `read_sizes` gives them.
+        sizes: Sizes of the real model or of a small one, as `read_sizes` gives them, and
+            ``embedding_rows`` where the table is longer than the vocabulary.
 
     Raises:
         InputError: If an answer has the wrong type.
     """
-    norms = answers.get("block_norms") or []
-    if not isinstance(norms, list) or not all(isinstance(name, str) for name in norms):
-        raise InputError(f"block_norms is {shown(norms)}, not names", where=".copier-answers.yml")
     return {
         **dict(_outside(answers, sizes)),
         **dict(_attention(answers, sizes)),
@@ -88,22 +85,28 @@ def expected_parameters(
 def _outside(
     answers: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[tuple[str, Parameter]]:
-    hidden, width, vocab = (sizes[name] for name in ("hidden_size", "embedding_size", "vocab_size"))
-    yield "model.embed_tokens.weight", Parameter((vocab, width), split=0)
+    hidden, width = sizes["hidden_size"], sizes["embedding_size"]
+    vocab = sizes["vocab_size"]
+    rows = sizes.get("embedding_rows", vocab)
+    yield "model.embed_tokens.weight", Parameter((rows, width), split=0)
+    yield from _norm(answers, "embed_norm", "model.embed_norm", (width,))
     if answers.get("embedding_projection"):
         yield "model.project_in.weight", Parameter((hidden, width))
     if answers.get("position_kind") == "learned":
-        offset = answers.get("learned_offset") or 0
-        if not isinstance(offset, int):
-            raise InputError(f"learned_offset is {shown(offset)}", where=".copier-answers.yml")
-        rows = sizes["max_position_embeddings"] + offset
-        yield "model.embed_positions.weight", Parameter((rows, hidden))
+        length = sizes["max_position_embeddings"] + _integer(answers, "learned_offset")
+        yield "model.embed_positions.weight", Parameter((length, hidden))
+    yield from _norm(answers, "norm", "model.norm", (hidden,))
+    if answers.get("head_dense"):
+        yield "model.head_dense.weight", Parameter((hidden, hidden))
+    if answers.get("head_dense_bias"):
+        yield "model.head_dense.bias", Parameter((hidden,))
+    yield from _norm(answers, "head_norm", "model.head_norm", (hidden,))
     if answers.get("head_projection"):
         yield "model.project_out.weight", Parameter((width, hidden))
     if not answers.get("head_tied"):
         yield "lm_head.weight", Parameter((vocab, width), split=0)
-    if answers.get("final_norm"):
-        yield from _norm(answers, "model.norm", hidden)
+    if answers.get("head_bias"):
+        yield "lm_head_bias", Parameter((vocab,))
 
 
 def _attention(
@@ -120,23 +123,53 @@ def _attention(
     yield f"{name}.weight", Parameter((hidden, heads * head_dim), split=1, heads=heads)
     if answers.get("attention_o_bias"):
         yield f"{name}.bias", Parameter((hidden,))
-    scope = answers.get("qk_norm")
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
-        if scope:
-            width = head_dim if scope == "head" else count * head_dim
-            yield f"{_LAYER}.self_attn.{part}.weight", Parameter((width,))
+        scope = str(answers.get("qk_norm") or "head")
+        shape = {"head": (head_dim,), "per_head_weight": (count, head_dim)}
+        size = shape.get(scope, (count * head_dim,))
+        yield from _norm(answers, "qk_norm", f"{_LAYER}.self_attn.{part}", size)
+    name = f"{_LAYER}.self_attn.output_norm"
+    yield from _norm(answers, "output_norm", name, (heads * head_dim,))
+    if answers.get("attention_sinks"):
+        yield f"{_LAYER}.self_attn.sinks", Parameter((heads,))
 
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
-    for name in answers.get("block_norms") or ():
-        yield from _norm(answers, f"{_LAYER}.{name}", sizes["hidden_size"])
+    for name in _names(answers, "block_norms"):
+        yield from _norm(answers, name, f"{_LAYER}.{name}", (sizes["hidden_size"],))
 
 
-def _norm(answers: Mapping[str, Any], name: str, width: int) -> Iterator[tuple[str, Parameter]]:
-    if answers.get("norm_weight"):
-        yield f"{name}.weight", Parameter((width,))
-    if answers.get("norm_bias"):
-        yield f"{name}.bias", Parameter((width,))
+def _norm(
+    answers: Mapping[str, Any], name: str, module: str, shape: tuple[int, ...]
+) -> Iterator[tuple[str, Parameter]]:
+    """Parameters of the norm that the answers call `name`; none where there is no such norm."""
+    names = _names(answers, "norm_names")
+    if name not in names:
+        return
+    place = names.index(name)
+    options, classes = _names(answers, "norm_options"), _names(answers, "norm_classes")
+    if len(options) <= place or len(classes) <= place:
+        raise InputError("norm_names, norm_classes and norm_options differ in length", where=_FILE)
+    if "has_weights=False" in options[place]:
+        return
+    yield f"{module}.weight", Parameter(shape)
+    if classes[place] == "LayerNorm" and "has_bias=False" not in options[place]:
+        yield f"{module}.bias", Parameter(shape)
+
+
+def _names(answers: Mapping[str, Any], key: str) -> list[str]:
+    """A list of strings among the answers."""
+    value = answers.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"the answer {key} is {shown(value)}, not a list of names", where=_FILE)
+    return value
+
+
+def _integer(answers: Mapping[str, Any], key: str) -> int:
+    value = answers.get(key) or 0
+    if not isinstance(value, int):
+        raise InputError(f"the answer {key} is {shown(value)}, not a number", where=_FILE)
+    return value
 
 
 def _mlp(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
@@ -148,6 +181,10 @@ def _mlp(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple
     yield f"{_LAYER}.mlp.down_proj.weight", Parameter((hidden, width), split=1)
     if answers.get("mlp_bias"):
         yield f"{_LAYER}.mlp.down_proj.bias", Parameter((hidden,))
+    yield from _norm(answers, "down_norm", f"{_LAYER}.mlp.down_norm", (width,))
+    if answers.get("mlp_activation") == "xielu":
+        for name in ("alpha_p", "alpha_n"):
+            yield f"{_LAYER}.mlp.activation.{name}", Parameter((1,))
 
 
 def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -172,6 +209,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         "head_dim": head_dim,
         "intermediate_size": hidden if inner == real_hidden else 2 * hidden + 7,
         "embedding_size": hidden if sizes["embedding_size"] == real_hidden else hidden - 3,
+        **({"embedding_rows": 97} if "embedding_rows" in sizes else {}),
     }
 
 

@@ -65,11 +65,24 @@ class PortFiles:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One stored tensor, or one per layer where `layers` is set and `name` holds ``{i}``."""
+    """One stored tensor, or one per layer where `layers` is set and `name` holds ``{i}``.
+
+    Attributes:
+        name: The stored name.
+        shape: The stored shape.
+        layers: How many layers the model has.
+        only_layers: Those that have the tensor, where not all have.
+    """
 
     name: str
     shape: tuple[int, ...]
     layers: int | None = None
+    only_layers: tuple[int, ...] = ()
+
+    @property
+    def holders(self) -> tuple[int, ...]:
+        """Every layer that has the tensor; a single 0 for a tensor outside the layers."""
+        return self.only_layers or tuple(range(self.layers or 1))
 
 
 def read_port(port: Path) -> PortFiles:
@@ -163,7 +176,15 @@ def _tensor(entry: Any, path: Path) -> StoredTensor:
             f"{shown(name)} has layers {layers!r}: a name with {{i}} needs a number of layers",
             where=str(path),
         )
-    return StoredTensor(name, tuple(shape), layers)
+    return StoredTensor(name, tuple(shape), layers, _only_layers(entry, layers, path))
+
+
+def _only_layers(entry: dict[str, Any], layers: int | None, path: Path) -> tuple[int, ...]:
+    only = entry.get("only_layers") or []
+    known = range(layers or 0)
+    if not isinstance(only, list) or not all(type(item) is int and item in known for item in only):
+        raise InputError(f"only_layers of {shown(entry['name'])} is {shown(only)}", where=str(path))
+    return tuple(only)
 
 
 def _is_size(value: Any) -> bool:

@@ -1,0 +1,113 @@
+"""The second half of the load proof: follow each single element from the checkpoint on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from trtllm_scaffold.errors import CheckFailed
+from trtllm_scaffold.verify.expected import expected_parameters, small_sizes
+from trtllm_scaffold.verify.load_run import Shapes, compare, concrete, pattern_of, run_port
+from trtllm_scaffold.verify.port_files import PortFiles
+from trtllm_scaffold.verify.weight_table import WeightTable
+
+#: Indices are this far apart, so that a norm's "+ 1" at load still shows which one it was.
+_SPACING = 4
+
+
+def index_problems(
+    table: WeightTable,
+    port: PortFiles,
+    stored: Shapes,
+    real: Mapping[str, int],
+    partial: Mapping[str, set[int]],
+) -> list[str]:
+    """Run at small sizes on arrays whose every element is its own number."""
+    small = small_sizes(real)
+    if partial:  # which layers differ is said of the real number of layers
+        small["num_hidden_layers"] = real["num_hidden_layers"]
+    wanted = concrete(expected_parameters(port.answers, small), small, partial)
+    arrays: dict[str, Any] = {}
+    first = 0
+    starts: list[tuple[int, str]] = []
+    for name, shape in _small_shapes(table, port, stored, real, small).items():
+        count = int(np.prod(shape))
+        values = np.arange(first, first + count, dtype=np.float64) * _SPACING
+        arrays[name] = values.reshape(shape)
+        starts.append((first, name))
+        first += count
+    kept = [name for name in arrays if pattern_of(name) not in table.dropped]
+    found = run_port(table, arrays, port, small)
+    problems = list(compare(found, wanted))
+    if problems:
+        return [f"at small sizes {text}" for text in problems]
+    return _use_problems(found, arrays, kept, starts, first)
+
+
+def _use_problems(
+    found: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    kept: list[str],
+    starts: list[tuple[int, str]],
+    total: int,
+) -> list[str]:
+    """Elements that no parameter holds, or more than one."""
+    used = np.zeros(total, dtype=np.int64)
+    for value in found.values():
+        indices = np.rint(np.asarray(value, dtype=np.float64).ravel() / _SPACING).astype(np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= total):
+            return ["canonical_weights computes new values: the load proof cannot follow them"]
+        np.add.at(used, indices, 1)
+    problems = []
+    for start, name in starts:
+        if name not in kept:
+            continue
+        part = used[start : start + arrays[name].size]
+        lost, twice = int((part == 0).sum()), int((part > 1).sum())
+        if lost:
+            problems.append(f"{lost} of {part.size} elements of {name} reach no parameter")
+        if twice:
+            problems.append(f"{twice} of {part.size} elements of {name} are used twice")
+    return problems
+
+
+def _small_shapes(
+    table: WeightTable,
+    port: PortFiles,
+    stored: Shapes,
+    real: Mapping[str, int],
+    small: Mapping[str, int],
+) -> Shapes:
+    """What the small model stores, laid out as the real shapes show."""
+    before = expected_parameters(port.answers, real)
+    after = expected_parameters(port.answers, small)
+    shapes: Shapes = {}
+    for item in port.tensors:
+        shape: tuple[int, ...] = (3,)
+        if item.name in table.weights:
+            targets = table.weights[item.name]
+            held = stored.get(item.name.replace("{i}", "0"), item.shape)
+            parts = [before[name].shape for name in targets]
+            shape = _small_shape(item.name, held, parts, [after[name].shape for name in targets])
+        everywhere = range(small["num_hidden_layers"] if item.layers else 1)
+        for layer in item.only_layers or everywhere:
+            shapes[item.name.replace("{i}", str(layer))] = shape
+    return shapes
+
+
+def _small_shape(
+    name: str,
+    held: tuple[int, ...],
+    real: list[tuple[int, ...]],
+    small: list[tuple[int, ...]],
+) -> tuple[int, ...]:
+    """The small shape of a tensor that holds parts one after another, transposed or not."""
+    rows = (sum(shape[0] for shape in small), *small[0][1:])
+    joined = (sum(shape[0] for shape in real), *real[0][1:])
+    if held == joined:
+        return rows
+    if held == joined[::-1]:
+        return rows[::-1]
+    raise CheckFailed(f"{name} stores {list(held)}, its parameters need {list(joined)}")
