@@ -7,20 +7,13 @@ from pathlib import Path
 
 from published_configs import FOLDER, PUBLISHED, VARIANTS, load
 
-#: Variants that no template expresses yet -> the axis that the refusal names.
-REFUSED_VARIANTS = {
-    "llama, yarn in the new spelling": "position.scaling",
-    "cohere, qk norm": "attention.qk_norm",
-}
-
-PORTED = (*PUBLISHED, *(name for name in VARIANTS if name not in REFUSED_VARIANTS))
+PORTED = (*PUBLISHED, *VARIANTS)
 
 #: What must be refused -> the axis that the refusal names.
 REFUSED = {
     "google-t5__t5-small": "encoder-decoder",
     "ai21labs__Jamba-v0.1": "attention",
     "mistralai__Devstral-2-123B-Instruct-2512": "quantization",
-    **REFUSED_VARIANTS,
 }
 
 

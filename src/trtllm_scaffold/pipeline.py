@@ -126,6 +126,7 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
             "name": tensor.name,
             "shape": list(tensor.shape),
             "layers": layers if tensor.per_layer else None,
+            **({"only_layers": list(tensor.only_layers)} if tensor.only_layers else {}),
         }
         for tensor in spec.checkpoint.tensors
     ]

@@ -32,6 +32,12 @@ _NOTHING: Answers = {
 }
 
 
+def _check_yarn(scaling: RopeScaling) -> None:
+    """TensorRT-LLM always rounds the ramp's ends, as HF does unless `truncate` is off."""
+    if scaling.get("truncate") is False:
+        raise Refused("position.scaling", "yarn with truncate false: TensorRT-LLM truncates")
+
+
 def _check_longrope_factor(scaling: RopeScaling, max_positions: float) -> None:
     """TensorRT-LLM derives longrope's magnitude from the two lengths alone."""
     original = scaling.get("original_max_position_embeddings")
@@ -70,6 +76,8 @@ def _rope(spec: ModelSpec) -> Answers:
     for scaling in scalings:
         if scaling.kind == "longrope":
             _check_longrope_factor(scaling, spec.max_position_embeddings.value)
+        if scaling.kind == "yarn":
+            _check_yarn(scaling)
     kind = _one("position.scaling", {scaling.kind for scaling in scalings})
     head_dim = spec.layer.attention.head_dim.value
     by_type = any(rope.layer_type for rope in ropes)

@@ -103,6 +103,10 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("position.scaling", "none"): _NATIVE,
     ("position.scaling", "linear"): _NATIVE,
     ("position.scaling", "llama3"): _NATIVE,
+    ("position.scaling", "yarn"): _NATIVE,
+    ("position.scaling", "dynamic"): _refused(
+        "TensorRT-LLM has one rotary table per engine, HF one per sequence length"
+    ),
     ("position.scaling", "longrope"): _NATIVE,
     ("norm.kind", "rmsnorm"): _NATIVE,
     ("norm.kind", "rmsnorm 1+w"): _NATIVE,
