@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,18 @@ import typer
 
 from trtllm_scaffold import __version__, console
 from trtllm_scaffold.errors import ScaffoldError, UsageError
+from trtllm_scaffold.options import (
+    Checkpoint,
+    Device,
+    Dtype,
+    Generation,
+    Generations,
+    Json,
+    Port,
+    Revision,
+    Runtime,
+    Trust,
+)
 
 # The parser's UsageError, which some releases of typer keep to themselves.
 _PARSER_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -31,58 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-class Generation(str, Enum):
-    """The TensorRT-LLM generations that a port can target."""
-
-    v1_2 = "1.2"
-    v1_4 = "1.4"
-
-
-class Generations(str, Enum):
-    """The generations that a port can be checked against."""
-
-    v1_2 = "1.2"
-    v1_4 = "1.4"
-    all = "all"
-
-
-class Device(str, Enum):
-    """Where a proof runs."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Runtime(str, Enum):
-    """What a proof runs the port on."""
-
-    auto = "auto"
-    standin = "standin"
-    tensorrt_llm = "tensorrt_llm"
-
-
-class Dtype(str, Enum):
-    """The floating point types of a proof."""
-
-    both = "both"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the model's own code. Read it first.")
-]
-Port = Annotated[Path, typer.Argument(help="The folder that `new` wrote.", metavar="PORT")]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit on the hub.", metavar="REV")
-]
-Checkpoint = Annotated[
-    Path | None,
-    typer.Option(help="Folder of a real checkpoint; only its headers are read.", metavar="DIR"),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -235,6 +194,49 @@ def prove(
 
         write_html(proof, report)
     return console.print_proof(proof.to_json(), as_json)
+
+
+@app.command(help="Render and prove many families; keep the score.")
+def zoo(
+    only: Annotated[
+        str,
+        typer.Option(help="Categories (dense, moe, mla) or model types.", metavar="WORD,..."),
+    ] = "",
+    jobs: Annotated[int, typer.Option(help="Families side by side.", min=1, max=64)] = 2,
+    trtllm: Annotated[
+        Generation, typer.Option(help="TensorRT-LLM generation to write for.")
+    ] = Generation.v1_2,
+    folder: Annotated[
+        Path, typer.Option(help="Ports and outcomes; run again to resume.", metavar="DIR")
+    ] = Path("zoo-run"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget earlier outcomes.")] = False,
+    entries: Annotated[
+        Path | None, typer.Option(help="Families of your own, as a JSON list.", metavar="FILE")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write the scoreboard here.", metavar="FILE.md")
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Run many small instances and print the scoreboard."""
+    from trtllm_scaffold.zoo.entries import load_entries, select
+    from trtllm_scaffold.zoo.run import run_zoo
+    from trtllm_scaffold.zoo.scoreboard import to_json, to_markdown
+
+    chosen = select(load_entries(entries), only)
+    outcomes = run_zoo(
+        chosen,
+        folder,
+        trtllm=trtllm.value,
+        jobs=jobs,
+        fresh=fresh,
+        progress=lambda outcome, done, total: console.progress(
+            f"{done}/{total}  {outcome.name}  {outcome.status}"
+        ),
+    )
+    if page is not None:
+        page.write_text(to_markdown(outcomes, trtllm.value, "the stand-in"), encoding="utf-8")
+    return console.print_zoo(to_json(outcomes, trtllm.value), as_json)
 
 
 @app.command(help="Show what is installed, and what is missing.")

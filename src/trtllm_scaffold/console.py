@@ -212,6 +212,21 @@ def print_proof(document: Document, as_json: bool) -> int:
     return DONE if document["passed"] else FAILED
 
 
+def print_zoo(document: Document, as_json: bool) -> int:
+    """Print the scoreboard; an entry that failed a check, or crashed, is a failure."""
+    if as_json:
+        print_json(document)
+    else:
+        rows = [
+            (entry["name"], entry["category"], entry["status"], entry["level"], entry["reason"])
+            for entry in document["entries"]
+        ]
+        table(rows, ("entry", "category", "outcome", "level", "why"))
+        counts = ", ".join(f"{count} {status}" for status, count in document["counts"].items())
+        write(f"\n{counts or 'no entries'}", sys.stdout)
+    return FAILED if {"failed", "error"} & set(document["counts"]) else DONE
+
+
 def print_doctor(document: Document, as_json: bool) -> int:
     """Print what is installed, which runtime will be used, and what is missing."""
     if as_json:
