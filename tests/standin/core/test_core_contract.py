@@ -15,6 +15,7 @@ from trtllm_scaffold.standin.moe import interface as moe_interface
 from trtllm_scaffold.standin.quantization import QuantConfig
 from trtllm_scaffold.targets.contract import GENERATIONS, load_contract
 
+from ..statements import states
 from .contract_gaps import (
     ABSENT_METHODS,
     ABSENT_MODULES,
@@ -71,6 +72,7 @@ def _module(name: str):
     yield name, importlib.import_module(name)
 
 
+@states("W0-1")
 def test_nothing_of_the_manifest_is_missing_without_a_reason(generation):
     table = paths.table(generation)
     missing = [
@@ -98,6 +100,7 @@ def test_no_reason_outlives_its_gap():
     assert set(ABSENT_NAMES) <= missing
 
 
+@states("0-1", "W0-1")
 def test_nothing_is_provided_beyond_the_manifest(generation):
     known = load_contract(generation)
     extra = [
@@ -130,6 +133,7 @@ def test_members_of_enumerations_equal_the_manifest(generation):
         assert mine == {key: str(value) for key, value in entry.members.items()}, name
 
 
+@states("W0-3", "W1.6-2")
 def test_parameters_equal_the_manifest_in_name_kind_order_and_default(generation):
     compared, problems = 0, []
     for name, target, entry in provided(generation):
@@ -167,6 +171,7 @@ def _differs(owner, item, mine) -> list[str]:
     return [] if same else [f"{where} is {mine.default!r}, not {item.default}"]
 
 
+@states("W6.7-1")
 def test_methods_take_what_the_manifest_lists(generation):
     other = next(item for item in GENERATIONS if item != generation)
     problems = []
@@ -213,6 +218,7 @@ def _parameters_elsewhere(name, method, other) -> set[str]:
     return set()
 
 
+@states("W0-3")
 def test_a_keyword_that_no_list_holds_is_refused_everywhere(generation):
     swallowed = []
     for name, target, entry in provided(generation):

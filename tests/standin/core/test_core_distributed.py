@@ -25,6 +25,8 @@ from trtllm_scaffold.standin.modules.linear import Linear
 from trtllm_scaffold.standin.modules.mlp import GatedMLP
 from trtllm_scaffold.standin.weight_shards import TensorParallelMode
 
+from ..statements import states
+
 pytestmark = pytest.mark.slow  # each process imports torch
 
 COLUMN, ROW = TensorParallelMode.COLUMN, TensorParallelMode.ROW
@@ -202,6 +204,7 @@ def test_a_gated_mlp_equals_the_whole(pair):
     both(pair, "mlp", inner @ data["down"].T)
 
 
+@states("C5-1")
 def test_embeddings_cut_by_vocabulary_or_width_equal_the_table(pair):
     table = inputs()["table"]
     both(pair, "embedding column", table)
@@ -209,6 +212,7 @@ def test_embeddings_cut_by_vocabulary_or_width_equal_the_table(pair):
     both(pair, "odd embedding", table[:, :5])
 
 
+@states("C4-1")
 def test_logits_of_a_padded_vocabulary_are_trimmed(pair):
     both(pair, "logits", inputs()["x"] @ inputs()["table"].T)
 

@@ -9,6 +9,8 @@ from trtllm_scaffold.standin.modules.embedding import Embedding, LMHead
 from trtllm_scaffold.standin.quantization import QuantConfig
 from trtllm_scaffold.standin.weight_shards import TensorParallelMode
 
+from ..statements import states
+
 COLUMN, ROW = TensorParallelMode.COLUMN, TensorParallelMode.ROW
 VOCABULARY, WIDTH = 11, 7
 
@@ -31,6 +33,7 @@ def test_a_whole_table_is_looked_up(generation):
     torch.testing.assert_close(layer(ids), table[ids])
 
 
+@states("C5-1")
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 def test_vocabulary_parallel_parts_added_equal_the_whole(size, generation):
     table, ids = torch.randn(VOCABULARY, WIDTH), torch.arange(VOCABULARY)
@@ -43,6 +46,7 @@ def test_vocabulary_parallel_parts_added_equal_the_whole(size, generation):
     torch.testing.assert_close(total, table)
 
 
+@states("W2.8-1")
 def test_a_vocabulary_parallel_shard_that_lies_beyond_the_vocabulary_is_zero(generation):
     # 11 rows over 8 ranks: 2 each, so rank 5 has one real row and ranks 6 and 7 have none.
     for rank, real in ((5, 1), (6, 0), (7, 0)):
@@ -54,6 +58,7 @@ def test_a_vocabulary_parallel_shard_that_lies_beyond_the_vocabulary_is_zero(gen
         assert layer.vocab_end_index - layer.vocab_start_index == real
 
 
+@states("C5-1")
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_width_parallel_parts_joined_equal_the_whole(size, generation):
     table, ids = torch.randn(VOCABULARY, WIDTH), torch.tensor([[1, 2], [10, 0]])
@@ -78,6 +83,7 @@ def test_ids_outside_of_the_vocabulary_fail_in_1_2_and_are_zero_in_1_4():
             assert (layer(torch.tensor([-1])) == 0).all()
 
 
+@states("C5-3", "W2.8-1")
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_head_shards_joined_and_trimmed_equal_the_whole(size, generation):
     weight, x = torch.randn(VOCABULARY, WIDTH), torch.randn(3, WIDTH)
@@ -92,6 +98,7 @@ def test_head_shards_joined_and_trimmed_equal_the_whole(size, generation):
     torch.testing.assert_close(logits[:, :VOCABULARY], x @ weight.T)
 
 
+@states("C5-3")
 def test_the_padded_vocabulary_is_known_to_the_head(generation):
     mapping = Mapping(world_size=2, tp_size=2, rank=0)
     gathered = LMHead(
@@ -101,6 +108,7 @@ def test_the_padded_vocabulary_is_known_to_the_head(generation):
     assert (gathered.vocab_size_padded, local.vocab_size_padded) == (12, 6)
 
 
+@states("C4-1", "W2.8-2")
 def test_a_head_never_has_a_bias(generation):
     head = LMHead(VOCABULARY, WIDTH)
     assert head.bias is None and [name for name, _ in head.named_parameters()] == ["weight"]
@@ -121,6 +129,7 @@ def test_a_head_split_by_rows_adds_up(generation):
     torch.testing.assert_close(total, x @ weight.T)
 
 
+@states("C5-2")
 @pytest.mark.parametrize("kind", [Embedding, LMHead])
 def test_attention_dp_keeps_the_whole_table_on_every_rank(kind, generation):
     mapping = Mapping(world_size=2, tp_size=2, rank=1, enable_attention_dp=True)

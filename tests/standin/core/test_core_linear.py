@@ -14,6 +14,8 @@ from trtllm_scaffold.standin.weight_shards import (
     load_weight_shard,
 )
 
+from ..statements import states
+
 COLUMN, ROW = TensorParallelMode.COLUMN, TensorParallelMode.ROW
 QKV = WeightsLoadingConfig(weight_mode=WeightMode.FUSED_QKV_LINEAR)
 GATE_UP = WeightsLoadingConfig(weight_mode=WeightMode.FUSED_GATE_UP_LINEAR)
@@ -39,6 +41,7 @@ def test_a_plain_linear_equals_the_product(generation):
     close(layer(x), exact(x, weight, bias))
 
 
+@states("W2.6-2")
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_column_parallel_parts_joined_equal_the_whole(size, generation):
     weight, bias, x = torch.randn(8, 6), torch.randn(8), torch.randn(3, 6)
@@ -51,6 +54,7 @@ def test_column_parallel_parts_joined_equal_the_whole(size, generation):
     close(torch.cat(parts, dim=-1), exact(x, weight, bias))
 
 
+@states("W2.6-2")
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_row_parallel_parts_added_equal_the_whole_with_the_bias_once(size, generation):
     weight, bias, x = torch.randn(5, 8), torch.randn(5), torch.randn(3, 8)
@@ -63,6 +67,7 @@ def test_row_parallel_parts_added_equal_the_whole_with_the_bias_once(size, gener
     close(total, exact(x, weight, bias))
 
 
+@states("A2-1", "A2-2")
 @pytest.mark.parametrize("size", [1, 2])
 def test_fused_qkv_cuts_each_part_before_joining(size, generation):
     q, k, v = torch.randn(8, 6), torch.randn(4, 6), torch.randn(4, 6)
@@ -81,6 +86,7 @@ def test_fused_qkv_cuts_each_part_before_joining(size, generation):
         torch.testing.assert_close(layer.bias.data, torch.cat(mine))
 
 
+@states("C3-1")
 def test_fused_gate_up_is_gate_rows_then_up_rows_of_the_rank(generation):
     gate, up = torch.randn(6, 3), torch.randn(6, 3)
     mapping = Mapping(world_size=2, tp_size=2, rank=1)
@@ -96,12 +102,14 @@ def test_fused_gate_up_is_gate_rows_then_up_rows_of_the_rank(generation):
     torch.testing.assert_close(layer.weight.data, torch.cat((gate[3:], up[3:])))
 
 
+@states("W2.6-1")
 def test_the_number_of_parts_must_be_that_of_the_mode():
     layer = Linear(3, 12, bias=False, weights_loading_config=QKV)
     with pytest.raises(AssertionError, match="3 dicts, got 1"):
         layer.load_weights([{"weight": torch.randn(12, 3)}])
 
 
+@states("C6-6")
 def test_a_missing_weight_or_bias_is_an_error(generation):
     layer = Linear(3, 4)
     with pytest.raises(AssertionError, match="'weight' is missing"):
@@ -110,6 +118,7 @@ def test_a_missing_weight_or_bias_is_an_error(generation):
         layer.load_weights([{"weight": torch.randn(4, 3)}])
 
 
+@states("A13-2")
 def test_one_missing_bias_of_a_fused_qkv_is_an_error(generation):
     layer = Linear(3, 6, weights_loading_config=QKV)
     full = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
@@ -123,6 +132,7 @@ def test_a_tensor_of_another_shape_is_an_error_even_where_it_would_broadcast(gen
         layer.load_weights([{"weight": torch.randn(1, 3)}])
 
 
+@states("W2.6-4")
 def test_sizes_must_be_divisible_by_the_tensor_parallel_size(generation):
     mapping = Mapping(world_size=2, tp_size=2, rank=0)
     with pytest.raises(AssertionError, match="out_features 5 must be divisible by tp_size 2"):
@@ -131,6 +141,7 @@ def test_sizes_must_be_divisible_by_the_tensor_parallel_size(generation):
         Linear(5, 4, mapping=mapping, tensor_parallel_mode=ROW)
 
 
+@states("W6.1-1")
 def test_deferred_weights_do_not_exist_before_they_are_created(generation):
     layer = Linear(3, 4, skip_create_weights_in_init=True)
     with pytest.raises(AttributeError):
@@ -143,6 +154,7 @@ def test_deferred_weights_do_not_exist_before_they_are_created(generation):
     assert layer.weight is created and layer.weight.shape == (4, 3)
 
 
+@states("W2.6-5")
 def test_weights_are_cast_to_the_dtype_of_the_parameter(generation):
     weight = torch.randn(4, 3, dtype=torch.float64)
     layer = Linear(3, 4, bias=False, dtype=torch.bfloat16)
@@ -151,6 +163,7 @@ def test_weights_are_cast_to_the_dtype_of_the_parameter(generation):
     torch.testing.assert_close(layer.weight.data, weight.bfloat16())
 
 
+@states("C6-4")
 def test_lazy_safetensors_slices_are_read_part_by_part(tmp_path, generation):
     weight = torch.randn(8, 6)
     save_file({"w": weight}, tmp_path / "m.safetensors")
@@ -164,6 +177,7 @@ def test_lazy_safetensors_slices_are_read_part_by_part(tmp_path, generation):
         torch.testing.assert_close(load_weight_shard(lazy, 2, 0, ROW), weight[:, :3])
 
 
+@states("W2.6-3")
 def test_the_width_of_a_shard_is_the_ceiling_and_size_one_stays_whole():
     tensor = torch.arange(10.0).reshape(5, 2)
     assert load_weight_shard(tensor, 2, 0, COLUMN).shape == (3, 2)
@@ -190,6 +204,7 @@ def test_ignore_tensor_parallel_keeps_the_whole_tensor():
     torch.testing.assert_close(layer.weight.data, local)
 
 
+@states("W2.6-6")
 def test_partial_loading_fills_one_part_and_leaves_the_others(generation):
     places = {"q": (0, 2), "k": (2, 1), "v": (3, 1)}
     layer = Linear(
@@ -226,6 +241,7 @@ def test_running_across_ranks_without_processes_says_so(generation):
         layer(torch.randn(1, 2))
 
 
+@states("W6.3-1")
 def test_low_rank_updates_are_added(generation):
     from trtllm_scaffold.standin.lora import LoraLayer, LoraModuleType
 
@@ -238,6 +254,7 @@ def test_low_rank_updates_are_added(generation):
     torch.testing.assert_close(layer(x, lora_params={7: {}}, layer_idx=7), x @ weight.T)
 
 
+@states("W2.6-1")
 def test_weight_modes_name_their_parts_in_order():
     assert WeightMode.FUSED_QKV_LINEAR.shard_keys == ["q", "k", "v"]
     assert WeightMode.FUSED_GATE_UP_LINEAR.shard_keys == ["gate", "up"]

@@ -12,6 +12,8 @@ from trtllm_scaffold.standin.functional import (
 from trtllm_scaffold.standin.interface import PositionalEmbeddingParams, RopeParams
 from trtllm_scaffold.standin.mapping import Mapping
 
+from ..statements import states
+
 
 def test_ranks_run_over_tensor_then_context_then_pipeline(generation):
     seen = []
@@ -28,6 +30,7 @@ def test_groups_hold_the_ranks_that_share_the_other_places(generation):
     assert mapping.pp_group == [1, 5]
 
 
+@states("W6.2-4")
 @pytest.mark.parametrize("layers", [4, 5, 6, 7])
 def test_pipeline_stages_share_the_layers_and_the_first_take_more(layers, generation):
     stages = [Mapping(world_size=4, rank=r, pp_size=4).pp_layers(layers) for r in range(4)]
@@ -36,6 +39,7 @@ def test_pipeline_stages_share_the_layers_and_the_first_take_more(layers, genera
     assert sizes == sorted(sizes, reverse=True) and max(sizes) - min(sizes) <= 1
 
 
+@states("W6.2-4")
 def test_a_given_partition_is_followed_and_checked(generation):
     stages = [Mapping(world_size=2, rank=r, pp_size=2, pp_partition=[1, 3]) for r in range(2)]
     assert [stage.pp_layers(4) for stage in stages] == [[0], [1, 2, 3]]
@@ -80,6 +84,7 @@ def test_equal_layouts_are_equal_and_hash_alike(generation):
     assert one != Mapping(world_size=2, tp_size=2, rank=0)
 
 
+@states("A9-8")
 def test_rope_types_do_not_include_yarn(generation):
     rope = {member.name for member in PositionEmbeddingType if member.is_rope()}
     assert rope == {"rope_gptj", "rope_gpt_neox", "long_rope", "mrope"}
@@ -90,6 +95,7 @@ def test_rope_types_do_not_include_yarn(generation):
         PositionEmbeddingType.from_string("nope")
 
 
+@states("A9-6")
 def test_scaling_names_are_exact_in_1_2_and_forgiving_in_1_4():
     generations.set_active("1.2")
     assert RotaryScalingType.from_string("llama3") is RotaryScalingType.llama3
@@ -107,6 +113,7 @@ def test_scaling_names_are_exact_in_1_2_and_forgiving_in_1_4():
     assert PositionEmbeddingType.from_string("default") is PositionEmbeddingType.rope_gpt_neox
 
 
+@states("A9-8")
 def test_positions_of_a_rope_type_need_rope_parameters_but_yarn_is_not_checked(generation):
     with pytest.raises(AssertionError, match="rope"):
         PositionalEmbeddingParams(type=PositionEmbeddingType.rope_gpt_neox)

@@ -10,6 +10,8 @@ from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.model_config import ModelConfig
 from trtllm_scaffold.standin.modules.mlp import MLP, GatedMLP, swiglu
 
+from ..statements import states
+
 HIDDEN, INNER = 6, 8
 
 
@@ -37,6 +39,7 @@ def product(found: dict[str, torch.Tensor], name: str, x: torch.Tensor, bias: bo
     return y + found[f"{name}_bias"].double() if bias else y
 
 
+@states("C3-1")
 @pytest.mark.parametrize("bias", [False, True])
 def test_silu_means_silu_of_gate_times_up(bias, generation):
     found, x = weights(), torch.randn(4, HIDDEN)
@@ -46,6 +49,7 @@ def test_silu_means_silu_of_gate_times_up(bias, generation):
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-5)
 
 
+@states("C3-2", "W6.7-2")
 def test_any_other_activation_gets_the_fused_tensor_of_twice_the_width(generation):
     found, x, seen = weights(), torch.randn(4, HIDDEN), []
 
@@ -61,6 +65,7 @@ def test_any_other_activation_gets_the_fused_tensor_of_twice_the_width(generatio
     torch.testing.assert_close(actual.double(), expected, rtol=1e-6, atol=1e-5)
 
 
+@states("C3-2")
 def test_a_plain_elementwise_activation_does_not_fit_a_gated_mlp(generation):
     with pytest.raises(RuntimeError):
         gated(weights(), False, activation=F.gelu)(torch.randn(2, HIDDEN))
@@ -101,6 +106,7 @@ def test_overridden_groups_are_the_neighbours(generation):
     assert layer.down_proj.mapping.tp_group == [2, 3] and layer.down_proj.tp_rank == 1
 
 
+@states("C3-3")
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_plain_mlp_applies_its_activation_between_two_products(bias, generation):
     found, x = weights(), torch.randn(4, HIDDEN)
@@ -154,6 +160,7 @@ def test_clamps_and_gains_of_swiglu_are_of_the_new_generation():
     torch.testing.assert_close(actual, gate * torch.sigmoid(1.7 * gate) * (up + 1))
 
 
+@states("W6.3-1")
 @pytest.mark.parametrize("kind", ["gated", "plain"])
 def test_low_rank_updates_reach_every_product(kind, generation):
     found, x = weights(), torch.randn(4, HIDDEN)
@@ -194,3 +201,10 @@ def test_low_rank_updates_reach_every_product(kind, generation):
 def test_a_quantized_result_is_refused(generation):
     with pytest.raises(NotImplementedError, match="quantize"):
         swiglu(torch.randn(2, 4), quant_scale=torch.ones(()), quant_type=torch.float8_e4m3fn)
+
+
+@states("W6.7-2")
+def test_no_activation_passes_the_fused_tensor_on(generation):
+    layer = GatedMLP(hidden_size=HIDDEN, intermediate_size=INNER, bias=False, activation=None)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        layer(torch.randn(3, HIDDEN))

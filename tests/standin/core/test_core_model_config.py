@@ -20,6 +20,8 @@ from trtllm_scaffold.standin.streams import (
     with_multi_stream,
 )
 
+from ..statements import states
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -32,6 +34,7 @@ LLAMA = {
 }
 
 
+@states("W1.5-1", "W1.6-1")
 def test_a_frozen_config_lets_only_three_fields_change(tmp_path, generation):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     config = ModelConfig.from_pretrained(str(tmp_path), max_seq_len=77)
@@ -45,6 +48,7 @@ def test_a_frozen_config_lets_only_three_fields_change(tmp_path, generation):
     config.max_seq_len = 1
 
 
+@states("W1.5-3", "W1.6-4")
 def test_model_kwargs_override_the_config(tmp_path, generation):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     overrides = {"num_hidden_layers": 1, "dtype": "bfloat16"}
@@ -53,6 +57,7 @@ def test_model_kwargs_override_the_config(tmp_path, generation):
     assert config.torch_dtype == torch.bfloat16
 
 
+@states("W5.2-1")
 def test_the_declared_quantization_is_read(tmp_path, generation):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     block = {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head"]}}
@@ -61,6 +66,7 @@ def test_the_declared_quantization_is_read(tmp_path, generation):
     assert config.get_quant_config().layer_quant_mode.has_fp8_qdq()
 
 
+@states("W1.6-2")
 def test_a_config_made_by_hand_is_free_and_has_defaults(generation):
     config = ModelConfig(pretrained_config=SimpleNamespace(architectures=["X"]))
     config.attn_backend = "VANILLA"
@@ -82,6 +88,7 @@ def test_derived_fields_follow_mapping_strategy_and_architecture(generation):
     assert ModelConfig(pretrained_config=bert).is_generation is False
 
 
+@states("W5.2-2")
 def test_quantization_per_module_is_looked_up_by_name(generation):
     special = QuantConfig(quant_algo="FP8")
     config = ModelConfig(quant_config_dict={"model.layers.0.mlp": special})
@@ -104,6 +111,7 @@ class Layer(DecoderLayer):
         return hidden_states + 1
 
 
+@states("W6.2-1")
 def test_a_skipped_layer_returns_its_inputs_in_the_form_of_the_call(generation):
     layer, x, residual = Layer(), torch.randn(2, 4), torch.randn(2, 4)
     call = {"position_ids": None, "hidden_states": x, "attn_metadata": None}
@@ -114,6 +122,7 @@ def test_a_skipped_layer_returns_its_inputs_in_the_form_of_the_call(generation):
         DecoderLayer()
 
 
+@states("C4-2")
 def test_logits_are_those_of_the_last_tokens_in_float32(generation):
     head = LMHead(9, 4, dtype=torch.bfloat16)
     head.load_weights([{"weight": torch.randn(9, 4)}])

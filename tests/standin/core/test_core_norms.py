@@ -6,6 +6,8 @@ import torch
 from trtllm_scaffold.standin import generation as generations
 from trtllm_scaffold.standin.modules.norms import LayerNorm, RMSNorm
 
+from ..statements import states
+
 WIDTH, EPS = 48, 1e-3
 
 
@@ -32,6 +34,7 @@ def random(norm: torch.nn.Module) -> torch.nn.Module:
     return norm
 
 
+@states("C1-5")
 @pytest.mark.parametrize("gemma", [False, True])
 def test_rms_norm_equals_the_formula(gemma, generation):
     norm = random(RMSNorm(hidden_size=WIDTH, eps=EPS, use_gemma=gemma))
@@ -40,6 +43,7 @@ def test_rms_norm_equals_the_formula(gemma, generation):
     assert norm.variance_epsilon == EPS
 
 
+@states("C1-5")
 def test_gemma_weights_start_at_zero_and_others_at_one(generation):
     assert (RMSNorm(hidden_size=4, eps=EPS, use_gemma=True).weight == 0).all()
     assert (RMSNorm(hidden_size=4, eps=EPS).weight == 1).all()
@@ -47,6 +51,7 @@ def test_gemma_weights_start_at_zero_and_others_at_one(generation):
         RMSNorm(hidden_size=4, eps=EPS, use_gemma=True, has_weights=False)
 
 
+@states("C1-5")
 def test_a_norm_without_weights_has_no_parameters_and_saves_nothing(generation):
     norm = RMSNorm(hidden_size=WIDTH, eps=EPS, has_weights=False)
     assert list(norm.parameters()) == [] and norm.state_dict() == {}
@@ -54,6 +59,7 @@ def test_a_norm_without_weights_has_no_parameters_and_saves_nothing(generation):
     close(norm(x), rms(x, torch.ones(WIDTH)))
 
 
+@states("C1-1", "C1-2")
 @pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
 def test_no_residual_gives_a_tensor_and_none_gives_a_pair(kind, generation):
     norm, x = random(kind(hidden_size=WIDTH, eps=EPS)), torch.randn(2, WIDTH)
@@ -64,6 +70,7 @@ def test_no_residual_gives_a_tensor_and_none_gives_a_pair(kind, generation):
     torch.testing.assert_close(normed, plain)
 
 
+@states("C1-1", "C1-3")
 @pytest.mark.parametrize("gemma", [False, True])
 def test_rms_norm_returns_the_unnormalised_sum_and_writes_into_its_inputs(gemma, generation):
     norm = random(RMSNorm(hidden_size=WIDTH, eps=EPS, use_gemma=gemma))
@@ -76,6 +83,7 @@ def test_rms_norm_returns_the_unnormalised_sum_and_writes_into_its_inputs(gemma,
     assert carried is residual and normed is x
 
 
+@states("C1-4")
 def test_the_norm_reads_the_sum_before_it_is_rounded(generation):
     norm = RMSNorm(hidden_size=2, eps=0.0, dtype=torch.bfloat16)
     # 256 + 1 rounds to 256 in bfloat16; the norm must still see 257.
@@ -100,6 +108,7 @@ def test_half_inputs_are_normalised_in_float32_and_rounded_once(kind, dtype, gen
     torch.testing.assert_close(norm(x), wide(x.float()).to(dtype), rtol=0, atol=0)
 
 
+@states("C1-6")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("weights", [False, True])
 def test_layer_norm_equals_the_formula(weights, bias, generation):
@@ -112,6 +121,7 @@ def test_layer_norm_equals_the_formula(weights, bias, generation):
     close(norm(x), layer(x, norm.weight, norm.bias))
 
 
+@states("C1-1", "C1-3")
 def test_layer_norm_adds_the_residual_and_leaves_its_inputs(generation):
     norm = random(LayerNorm(hidden_size=WIDTH, eps=EPS))
     x, residual = torch.randn(3, WIDTH), torch.randn(3, WIDTH)
@@ -122,6 +132,7 @@ def test_layer_norm_adds_the_residual_and_leaves_its_inputs(generation):
     assert torch.equal(x, kept[0]) and torch.equal(residual, kept[1])
 
 
+@states("C1-12")
 @pytest.mark.parametrize("kind", [RMSNorm, LayerNorm])
 def test_a_skipped_norm_returns_its_inputs(kind, generation):
     norm, x, residual = kind(hidden_size=4, eps=EPS), torch.randn(1, 4), torch.randn(1, 4)

@@ -17,6 +17,8 @@ from trtllm_scaffold.standin.weight_shards import (
     WeightsLoadingConfig,
 )
 
+from ..statements import states
+
 FP8 = torch.float8_e4m3fn
 COLUMN, ROW = TensorParallelMode.COLUMN, TensorParallelMode.ROW
 
@@ -28,6 +30,7 @@ def per_tensor(rows: int, columns: int) -> tuple[dict[str, torch.Tensor], torch.
     return item, weight.double() * scale.double()
 
 
+@states("W5.4-1")
 def test_fp8_weights_are_multiplied_by_their_scale(generation):
     item, expected = per_tensor(6, 4)
     layer = Linear(4, 6, bias=False, quant_config=QuantConfig(quant_algo=QuantAlgo.FP8))
@@ -56,6 +59,7 @@ def test_fused_fp8_parts_keep_their_own_scales_on_every_rank(generation):
         assert layer.input_scale == max(item["input_scale"] for item in items)
 
 
+@states("W5.4-1")
 def test_an_fp8_weight_without_its_scale_is_an_error(generation):
     item, _ = per_tensor(6, 4)
     layer = Linear(4, 6, bias=False, quant_config=QuantConfig(quant_algo="FP8"))
@@ -63,6 +67,7 @@ def test_an_fp8_weight_without_its_scale_is_an_error(generation):
         layer.load_weights([{"weight": item["weight"]}])
 
 
+@states("W5.4-1")
 def test_an_absent_input_scale_means_dynamic(generation):
     item, _ = per_tensor(6, 4)
     layer = Linear(4, 6, bias=False, quant_config=QuantConfig(quant_algo="FP8"))
@@ -70,6 +75,7 @@ def test_an_absent_input_scale_means_dynamic(generation):
     assert layer.input_scale is None
 
 
+@states("W5.4-3")
 @pytest.mark.parametrize("mode", [None, COLUMN, ROW])
 @pytest.mark.parametrize("shape", [(6,), (6, 1)])
 def test_row_scales_are_cut_with_the_rows(mode, shape, generation):
@@ -90,6 +96,7 @@ def test_row_scales_are_cut_with_the_rows(mode, shape, generation):
         torch.testing.assert_close(layer.weight.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@states("W5.4-4")
 @pytest.mark.parametrize("mode", [COLUMN, ROW])
 def test_tile_scales_multiply_their_tile_on_every_rank(mode, generation):
     weight, scale = torch.randn(256, 384).to(FP8), torch.rand(2, 3) + 0.1
@@ -109,6 +116,7 @@ def test_tile_scales_multiply_their_tile_on_every_rank(mode, generation):
         torch.testing.assert_close(layer.weight.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@states("W5.4-4")
 def test_a_last_tile_may_be_smaller_when_it_is_not_cut(generation):
     weight, scale = torch.randn(130, 100).to(FP8), torch.rand(2, 1) + 0.1
     layer = Linear(100, 130, bias=False, quant_config=QuantConfig(quant_algo="FP8_BLOCK_SCALES"))
@@ -117,6 +125,7 @@ def test_a_last_tile_may_be_smaller_when_it_is_not_cut(generation):
     torch.testing.assert_close(layer.weight.data, weight.float() * rows)
 
 
+@states("W5.4-5")
 def test_a_shard_that_cuts_a_tile_is_an_error(generation):
     layer = Linear(
         128,
@@ -138,6 +147,7 @@ def test_partial_loading_is_for_unquantized_linears(generation):
         layer.load_weights([{}], allow_partial_loading=True)
 
 
+@states("W5.1-1")
 def test_an_algorithm_that_is_not_dequantised_is_named():
     with pytest.raises(NotImplementedError, match="NVFP4"):
         get_quant_method(QuantConfig(quant_algo=QuantAlgo.NVFP4))
@@ -146,6 +156,7 @@ def test_an_algorithm_that_is_not_dequantised_is_named():
     )
 
 
+@states("W5.1-1")
 def test_modes_tell_weights_and_cache_apart():
     both = QuantMode.from_quant_algo("FP8", "FP8")
     assert both.has_fp8_qdq() and both.has_fp8_kv_cache() and both.has_any_quant()
@@ -159,6 +170,7 @@ def test_modes_tell_weights_and_cache_apart():
         QuantMode.from_quant_algo(None, "W8A16")
 
 
+@states("W5.3-1")
 def test_shell_wildcards_exclude_in_both_generations(generation):
     config = QuantConfig(exclude_modules=["lm_head", "model.layers.*.mlp.gate"])
     assert config.is_module_excluded_from_quantization("lm_head")
@@ -166,6 +178,7 @@ def test_shell_wildcards_exclude_in_both_generations(generation):
     assert not config.is_module_excluded_from_quantization("model.layers.3.mlp.gate_proj")
 
 
+@states("W5.3-2", "W5.3-3")
 def test_ancestors_and_regular_expressions_exclude_in_the_new_generation_only():
     config = QuantConfig(exclude_modules=["model.vision", r"re:.*\.q_proj"])
     names = ("model.vision.layers.0.fc", "model.layers.0.self_attn.q_proj")
@@ -175,6 +188,7 @@ def test_ancestors_and_regular_expressions_exclude_in_the_new_generation_only():
     assert [config.is_module_excluded_from_quantization(name) for name in names] == [True, True]
 
 
+@states("W5.2-1")
 def test_modelopt_files_win_over_the_config(tmp_path):
     block = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": block}))
@@ -189,6 +203,7 @@ def test_modelopt_files_win_over_the_config(tmp_path):
         read_quantization(tmp_path / "empty", Config())
 
 
+@states("W5.2-2")
 def test_mixed_precision_gives_a_config_per_module():
     layers = {"model.layers.0.mlp.up_proj": {"quant_algo": "FP8"}}
     block = {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
@@ -196,6 +211,7 @@ def test_mixed_precision_gives_a_config_per_module():
     assert found["model.layers.0.mlp.up_proj"].quant_algo == QuantAlgo.FP8
 
 
+@states("W5.2-3")
 def test_hf_declarations_are_read():
     blocks = from_hf(
         {

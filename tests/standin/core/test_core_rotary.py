@@ -13,6 +13,8 @@ from trtllm_scaffold.standin.functional import RotaryScalingType
 from trtllm_scaffold.standin.interface import RopeParams
 from trtllm_scaffold.standin.modules.rotary import MRotaryEmbedding, RotaryEmbedding
 
+from ..statements import states
+
 HEAD_DIM, HEADS, TOKENS = 16, 3, 40
 SHORT = tuple(1 + 0.1 * i for i in range(HEAD_DIM // 2))
 LONG = tuple(2 + 0.3 * i for i in range(HEAD_DIM // 2))
@@ -81,6 +83,7 @@ def test_llama3_scaling_equals_transformers(generation):
     same(params, frequencies, magnitude)
 
 
+@states("A9-7")
 @pytest.mark.parametrize("original", [16, 64])
 def test_yarn_scaling_equals_transformers(original, generation):
     rope = {"factor": 4.0, "original_max_position_embeddings": original}
@@ -149,6 +152,7 @@ def test_longrope_without_stretch_has_no_magnitude(generation):
     assert table_of(params)[0, 0].tolist() == [1.0] * (HEAD_DIM // 2)
 
 
+@states("A9-12")
 def test_dynamic_scaling_raises_theta_by_alpha_once(generation):
     kind = RotaryScalingType.dynamic
     params = RopeParams(dim=HEAD_DIM, theta=500.0, max_positions=64, scale_type=kind, alpha=3.0)
@@ -178,6 +182,7 @@ def turned(x: torch.Tensor, table: torch.Tensor, neox: bool) -> torch.Tensor:
     return torch.cat((whole, rest), dim=-1)
 
 
+@states("A9-9")
 @pytest.mark.parametrize("dim", [HEAD_DIM, 6])
 @pytest.mark.parametrize("neox", [True, False])
 def test_heads_are_turned_pairwise_and_the_rest_passes(neox, dim, generation):
@@ -208,6 +213,7 @@ def test_half_heads_are_turned_in_float32(generation):
     assert torch.equal(rope(positions, [x])[0], rope(positions, [x.float()])[0].bfloat16())
 
 
+@states("A9-11")
 def test_a_position_beyond_the_table_is_an_error(generation):
     rope = RotaryEmbedding(RopeParams(dim=HEAD_DIM, max_positions=8), head_dim=HEAD_DIM)
     with pytest.raises(IndexError):
@@ -240,6 +246,7 @@ def test_inverse_rotation_is_of_the_new_generation():
     torch.testing.assert_close(back(positions, there(positions, [x]))[0], x, rtol=1e-4, atol=1e-5)
 
 
+@states("A1-3")
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_three_axes_of_equal_positions_equal_one_axis(interleaved, generation):
     params = RopeParams(dim=HEAD_DIM, max_positions=64)
@@ -254,6 +261,7 @@ def test_three_axes_of_equal_positions_equal_one_axis(interleaved, generation):
     torch.testing.assert_close(multi(positions, [x])[0], expected)
 
 
+@states("A1-3")
 def test_sections_take_their_frequencies_from_their_axis(generation):
     params = RopeParams(dim=HEAD_DIM, max_positions=64)
     multi = MRotaryEmbedding(params, head_dim=HEAD_DIM, mrope_section=[4, 2, 2])
@@ -263,6 +271,7 @@ def test_sections_take_their_frequencies_from_their_axis(generation):
     torch.testing.assert_close(cos[0, 0], torch.cat((rows[5, :4], rows[9, 4:6], rows[30, 6:])))
 
 
+@states("A9-10")
 def test_tables_are_shared_and_given_back(generation):
     params = RopeParams(dim=HEAD_DIM, max_positions=77)
     first = params.create_rope_const_params(interleave=False)[1]
@@ -292,6 +301,7 @@ def config(**more: object) -> SimpleNamespace:
     return made
 
 
+@states("A9-1", "W1.8-4")
 def test_from_config_reads_the_flat_attributes(generation):
     scaling = {
         "rope_type": "llama3",
@@ -310,10 +320,12 @@ def test_from_config_reads_the_flat_attributes(generation):
     assert RopeParams.from_config(config(head_dim=None)).dim == 16
 
 
+@states("A9-3")
 def test_from_config_takes_the_neox_theta_for_a_width(generation):
     assert RopeParams.from_config(config(rotary_emb_base=10000)).dim == 10000
 
 
+@states("A9-4", "A9-5")
 def test_default_scaling_is_refused_by_1_2_and_none_in_1_4():
     asked = config(rope_scaling={"rope_type": "default"})
     generations.set_active("1.2")
@@ -323,6 +335,7 @@ def test_default_scaling_is_refused_by_1_2_and_none_in_1_4():
     assert RopeParams.from_config(asked).scale_type is RotaryScalingType.none
 
 
+@states("A9-2", "W1.8-1", "W1.8-2")
 def test_rope_parameters_are_read_and_written_back_by_1_4_only():
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5.0, "partial_rotary_factor": 0.5}
     generations.set_active("1.2")
@@ -335,6 +348,7 @@ def test_rope_parameters_are_read_and_written_back_by_1_4_only():
     assert asked.rope_theta == 5.0
 
 
+@states("A9-2", "W1.8-3")
 def test_per_layer_rope_parameters_give_the_full_attention_entry():
     generations.set_active("1.4")
     nested = {
@@ -344,6 +358,7 @@ def test_per_layer_rope_parameters_give_the_full_attention_entry():
     assert RopeParams.from_config(config(rope_parameters=nested)).theta == 4.0
 
 
+@states("A9-1")
 def test_longrope_factors_become_hashable_tuples(generation):
     scaling = {"type": "longrope", "short_factor": list(SHORT), "long_factor": list(LONG)}
     asked = config(rope_scaling=scaling, original_max_position_embeddings=32, max_seq_len=8)

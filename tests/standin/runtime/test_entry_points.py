@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ..statements import states
 from .checkpoint import save
 from .families import llama
 from .harness import hf_logits, randomise
@@ -64,6 +65,7 @@ def external(tmp_path):
     return folder, package, script, hf
 
 
+@states("E3-1", "E3-2", "W1.4-6")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("gen", "version"), [("1.2", "1.2.1+standin"), ("1.4", "1.4.0rc1+standin")]
@@ -79,6 +81,7 @@ def test_a_script_with_a_custom_module(tmp_path, external, gen, version):
     assert done.stdout.split() == [version, *map(str, ids[5:])]
 
 
+@states("W1.4-6")
 def test_script_runner_errors(tmp_path, external):
     folder, package, script, _ = external
     runner = ("-m", "trtllm_scaffold.standin")
@@ -92,6 +95,7 @@ def test_script_runner_errors(tmp_path, external):
     assert done.returncode != 0 and "Unknown architecture" in done.stderr
 
 
+@states("E3-2", "W1.4-1", "W1.4-2")
 def test_import_rules(tmp_path, monkeypatch):
     from trtllm_scaffold.standin.custom_modules import (
         import_custom_module,

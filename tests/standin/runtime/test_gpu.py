@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ..statements import states
 from .harness import Driver, close, hf_logits, tokens
 from .test_recipe import build
 
@@ -41,6 +42,7 @@ def test_prefill_decode_and_mixed(gen, case, backend):
     close(logits, torch.cat([whole[1][:9], whole[0][15:16]]))
 
 
+@states("B-9", "E1-6", "W6.5-2")
 @pytest.mark.parametrize("case", ["llama", "mistral", "qwen3", "opt"])
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 @torch.inference_mode()
@@ -87,6 +89,7 @@ def test_decode_in_a_cuda_graph(gen, case):
         close(logits.cpu(), wanted)
 
 
+@states("W6.5-2")
 @pytest.mark.parametrize("backend", ["VANILLA", "TRTLLM"])
 def test_decode_does_not_wait_for_the_device(backend):
     model, _ = on_gpu("1.2", "llama", backend)

@@ -19,6 +19,8 @@ from trtllm_scaffold.standin.interface import (
 )
 from trtllm_scaffold.standin.mapping import Mapping
 
+from ..statements import states
+
 HEADS, KV, DIM = 6, 2, 8
 SCALE = 1 / math.sqrt(DIM)
 
@@ -126,6 +128,7 @@ def batch(request):
     return BATCHES[request.param]
 
 
+@states("A4-1", "B-6")
 @pytest.mark.parametrize("backend", ["VANILLA", "TRTLLM", "FLASHINFER"])
 def test_causal_and_scale(generation, backend, batch):
     Case(backend, *batch).check(lambda n, i, j: j <= i)
@@ -133,6 +136,7 @@ def test_causal_and_scale(generation, backend, batch):
     scaled.check(lambda n, i, j: j <= i, scale=1 / (math.sqrt(DIM) * 1.7))
 
 
+@states("A5-1", "D-7")
 @pytest.mark.parametrize("backend", ["VANILLA", "TRTLLM", "FLASHINFER"])
 @pytest.mark.parametrize("window", [1, 4, 500])
 def test_window_counts_the_current_key(generation, backend, window, batch):
@@ -140,12 +144,14 @@ def test_window_counts_the_current_key(generation, backend, window, batch):
     case.check(lambda n, i, j: i - window < j <= i, attention_window_size=window)
 
 
+@states("A6-2", "B-8")
 @pytest.mark.parametrize("backend", ["VANILLA", "TRTLLM", "FLASHINFER"])
 def test_full_mask(generation, backend, batch):
     case = Case(backend, *batch)
     case.check(lambda n, i, j: True, attention_mask=PredefinedAttentionMask.FULL)
 
 
+@states("A6-1")
 def test_sinks(generation, batch):
     sinks = torch.linspace(-1, 2, HEADS)
     Case("TRTLLM", *batch).check(lambda n, i, j: j <= i, sinks=sinks, attention_sinks=sinks)
@@ -157,6 +163,7 @@ def test_sinks(generation, batch):
     )
 
 
+@states("A6-1")
 def test_sinks_are_checked(generation, batch):
     with pytest.raises(ValueError, match="TRTLLM"):
         Case("VANILLA", *batch).check(lambda n, i, j: True, attention_sinks=torch.zeros(HEADS))
@@ -166,6 +173,7 @@ def test_sinks_are_checked(generation, batch):
         )
 
 
+@states("A6-5")
 def test_chunks_cut_prefill_only(generation, batch):
     case = Case("TRTLLM", *batch, attention_chunk_size=4)
 
@@ -175,6 +183,7 @@ def test_chunks_cut_prefill_only(generation, batch):
     case.check(visible)
 
 
+@states("A6-2", "A6-3", "A6-4")
 def test_custom_mask(generation, batch):
     lens, cached, contexts = batch
     chooser = random.Random(3)
@@ -206,6 +215,20 @@ def test_custom_mask(generation, batch):
             )
 
 
+@states("A5-2")
+def test_a_custom_mask_disables_the_window(generation, batch):
+    lens, cached, contexts = batch
+    sizes = [(new, old + new) for new, old in zip(lens[:contexts], cached, strict=False)]
+    data = torch.ones(sum(new * keys for new, keys in sizes), dtype=torch.bool)
+    Case("FLASHINFER", *batch).check(
+        lambda n, i, j: n < contexts or i - 3 < j <= i,
+        attention_mask=CustomAttentionMask.CUSTOM,
+        attention_mask_data=data,
+        attention_window_size=3,
+    )
+
+
+@states("B-17", "B-18")
 def test_unknown_options(generation, batch):
     case = Case("VANILLA", *batch)
     if generation == "1.2":
@@ -217,6 +240,7 @@ def test_unknown_options(generation, batch):
         Case("TRTLLM", *batch).check(lambda n, i, j: True, latent_cache=torch.zeros(1))
 
 
+@states("A4-4", "A4-5")
 def test_1_2_vanilla_without_a_cache_loses_q_scaling(generation):
     layer = create_attention("VANILLA", 0, HEADS, DIM, KV, q_scaling=2.0)
     md = layer.Metadata(max_num_requests=2, max_num_tokens=20, kv_cache_manager=None)
@@ -232,6 +256,7 @@ def test_1_2_vanilla_without_a_cache_loses_q_scaling(generation):
     torch.testing.assert_close(got, torch.cat(parts).flatten(1), rtol=1e-5, atol=1e-5)
 
 
+@states("A5-3", "D-1", "D-5")
 def test_cache_window_narrows_trtllm(generation):
     lens, cached, contexts = BATCHES["mixed"]
     case = Case("TRTLLM", lens, cached, contexts)
@@ -253,6 +278,7 @@ def test_mask_width_and_no_window():
 # ---------------------------------------------------------------- cache and metadata
 
 
+@states("E1-2")
 def test_blocks_are_shared_out_and_taken_back(generation):
     cache = manager(config=KvCacheConfig(max_tokens=20))
     made = cache.add_dummy_requests([5, 6], [9, 4])
@@ -275,6 +301,7 @@ def test_blocks_are_shared_out_and_taken_back(generation):
         cache.get_buffers(2)
 
 
+@states("D-9")
 def test_heads_and_layers_of_a_rank(generation):
     mapping = Mapping(world_size=4, tp_size=2, pp_size=2, rank=3)
     cache = manager(mapping=mapping, num_layers=5, num_kv_heads=3)
@@ -283,6 +310,7 @@ def test_heads_and_layers_of_a_rank(generation):
     assert manager(num_kv_heads=[1, 2]).get_buffers(1).shape[3] == 2
 
 
+@states("B-7", "D-3")
 def test_different_windows_need_a_model_config(generation):
     config = KvCacheConfig(max_tokens=40, max_attention_window=[4, 40])
     with pytest.raises(ValueError, match="model_config"):
@@ -291,6 +319,29 @@ def test_different_windows_need_a_model_config(generation):
     assert [cache.attention_window(layer) for layer in (0, 1)] == [4, 40]
 
 
+@states("D-1", "D-2")
+def test_windows_of_the_cache_repeat_over_the_layers(generation):
+    config = KvCacheConfig(max_tokens=40, max_attention_window=[4, 100])
+    cache = manager(config=config, num_layers=5, model_config=object())
+    assert [cache.attention_window(layer) for layer in range(5)] == [4, 40, 4, 40, 4]
+    assert manager().attention_window(1) is None
+    one = manager(config=KvCacheConfig(max_tokens=40, max_attention_window=[7]))
+    assert [one.attention_window(layer) for layer in (0, 1)] == [7, 7]
+
+
+@states("D-12")
+def test_a_layer_may_read_the_cache_of_another(generation):
+    case = Case("TRTLLM", *BATCHES["decode"])
+    case.check(lambda n, i, j: j <= i)
+    other = create_attention("TRTLLM", 0, HEADS, DIM, KV)
+    case.layer, layer = other, case.layer
+    with pytest.raises(AssertionError):  # layer 0 holds nothing of the history
+        case.check(lambda n, i, j: j <= i)
+    case.layer.layer_idx = layer.layer_idx
+    case.check(lambda n, i, j: j <= i)
+
+
+@states("A1-5", "E1-3")
 def test_metadata_checks(generation):
     cache = manager()
     layer = create_attention("TRTLLM", 0, HEADS, DIM, KV)
@@ -322,6 +373,7 @@ def test_metadata_checks(generation):
         layer.forward(torch.zeros(1, (HEADS + 2 * KV) * DIM), None, None, md)
 
 
+@states("B-4")
 def test_vanilla_reads_one_block(generation):
     cache = manager()
     layer = create_attention("VANILLA", 0, HEADS, DIM, KV)
@@ -346,6 +398,7 @@ def test_metadata_fields_of_the_generation(generation):
         assert layer.Metadata(max_num_requests=1, max_num_tokens=1).kv_cache_manager is None
 
 
+@states("B-9", "E1-6")
 def test_graph_metadata_keeps_its_tensors(generation):
     cache = manager()
     layer = create_attention("TRTLLM", 0, HEADS, DIM, KV)

@@ -9,6 +9,7 @@ import torch
 
 from trtllm_scaffold.errors import EnvironmentProblem, InputError
 
+from ..statements import states
 from .checkpoint import save
 from .families import CASES, llama
 from .harness import hf_logits, ports, randomise, tokens
@@ -29,6 +30,7 @@ def greedy(hf, ids, count):
     return out[len(ids) :]
 
 
+@states("W2.1-1")
 @pytest.mark.parametrize("case", ["llama", "mistral", "qwen3", "opt"])
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_greedy_tokens(tmp_path, gen, case):
@@ -78,6 +80,7 @@ def test_one_prompt_end_token_and_seq_len(tmp_path):
         llm.generate(prompt, SamplingParams(top_k=40))
 
 
+@states("E3-1", "W1.2-2")
 def test_unknown_architecture_and_arguments(tmp_path):
     ports("1.2", "llama")
     config, hf_class = llama()
@@ -97,6 +100,7 @@ def test_unknown_architecture_and_arguments(tmp_path):
         LLM(model=str(tmp_path / "nothing"))
 
 
+@states("W2.1-1", "W6.4-1")
 def test_meta_initialisation_is_used_and_its_failure_is_logged(tmp_path, caplog, monkeypatch):
     folder, hf = folder_of(tmp_path, "1.2", "llama")
     from tensorrt_llm import LLM, SamplingParams
@@ -127,6 +131,7 @@ def test_meta_initialisation_is_used_and_its_failure_is_logged(tmp_path, caplog,
     assert out.outputs[0].token_ids == greedy(hf, prompt, 4)
 
 
+@states("C6-2", "W2.1-2")
 def test_mapper_is_passed_by_declared_name_only(tmp_path, monkeypatch):
     folder, _ = folder_of(tmp_path, "1.4", "llama")
     from tensorrt_llm import LLM
@@ -152,6 +157,7 @@ def test_mapper_is_passed_by_declared_name_only(tmp_path, monkeypatch):
     assert seen["swallowed"] == {}
 
 
+@states("C6-6", "W2.3-3", "W2.3-4")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_a_missing_tensor(tmp_path, gen):
     """1.2 fails; 1.4 leaves an embedding unfilled (NaN here); both fail on a fused product."""

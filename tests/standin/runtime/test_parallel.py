@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ..statements import states
 from .families import CASES
 from .harness import close, hf_logits, randomise, tokens
 from .workers import Pool, generate
@@ -55,6 +56,7 @@ def test_tensor_parallel_2(pool, gen, case, backend):
         check(results, wanted)
 
 
+@states("C2-3", "W6.2-1")
 @pytest.mark.parametrize("case", ["llama", "qwen3", "opt"])
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_pipeline_parallel_2(pool, gen, case):
@@ -65,6 +67,7 @@ def test_pipeline_parallel_2(pool, gen, case):
     assert not torch.allclose(torch.from_numpy(first[0]), wanted[0])
 
 
+@states("A13-8", "W2.7-1")
 @pytest.mark.parametrize("mapper", [False, True])
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_one_key_value_head_over_two_ranks(pool, gen, mapper):

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from ..statements import states
 from .families import CASES
 from .harness import Driver, close, hf_logits, ports, randomise, tokens
 
@@ -38,6 +39,27 @@ def build(generation: str, case: str, backend: str, mapper: bool = False):
     return model.eval(), hf
 
 
+@states(
+    "A1-1",
+    "A1-2",
+    "A5-1",
+    "A8-2",
+    "A11-1",
+    "A11-8",
+    "B-6",
+    "C2-1",
+    "C2-2",
+    "C4-2",
+    "D-7",
+    "E1-1",
+    "E1-2",
+    "E1-3",
+    "E1-4",
+    "E1-5",
+    "E1-7",
+    "E2-1",
+    "W2.3-1",
+)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
@@ -66,6 +88,7 @@ def test_prefill_decode_mixed_and_chunked(gen, case, backend):
     driver.cache.shutdown()
 
 
+@states("E1-1", "W2.3-1", "W2.5-1")
 @pytest.mark.parametrize("case", ["llama", "qwen3", "opt"])
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_loading_through_a_mapper(gen, case):

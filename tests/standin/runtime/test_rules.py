@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ..statements import states
 from .families import llama, opt, qwen3
 from .harness import ports, randomise
 from .test_recipe import build
@@ -49,6 +50,7 @@ def attention(config, **changes):
 # ---------------------------------------------------------------- signatures and hooks
 
 
+@states("A13-4", "A13-5")
 def test_head_dim_is_an_argument_of_1_4_only():
     config = model_config("1.4")
     assert attention(config, head_dim=24).head_dim == 24
@@ -60,11 +62,13 @@ def test_head_dim_is_an_argument_of_1_4_only():
     assert attention(config).head_dim == 16
 
 
+@states("A13-3", "W1.7-2")
 def test_head_dim_falls_back_to_the_quotient():
     config = model_config("1.2", opt)
     assert attention(config).head_dim == 12
 
 
+@states("A12-2", "0-4", "D-13")
 def test_hooks_of_1_4_do_not_exist_in_1_2():
     config = model_config("1.2")
     layer = attention(config)
@@ -105,6 +109,7 @@ def test_forward_impl_of_1_2_breaks_on_1_4():
             assert layer(**call).shape == (3, 48)
 
 
+@states("A6-8")
 def test_relative_bias_keyword_is_refused_in_1_2():
     layer = attention(model_config("1.2"))
     with pytest.raises(TypeError, match="relative_attention_bias"):
@@ -114,6 +119,7 @@ def test_relative_bias_keyword_is_refused_in_1_2():
 # ---------------------------------------------------------------- heads and tensor parallel
 
 
+@states("A2-1", "A13-3", "A13-7")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_heads_must_divide_and_kv_heads_round_up(gen):
     ports(gen, "llama")
@@ -127,6 +133,7 @@ def test_heads_must_divide_and_kv_heads_round_up(gen):
         attention(model_config(gen, mapping=three), num_key_value_heads=3)
 
 
+@states("A13-8", "W2.7-1", "W2.7-4", "W2.7-5")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_duplicated_bias_is_wrong_in_1_2(gen):
     ports(gen, "llama")
@@ -149,6 +156,7 @@ def test_duplicated_bias_is_wrong_in_1_2(gen):
 # ---------------------------------------------------------------- rope and backends
 
 
+@states("A3-5")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_positions_without_rope_parameters_fail_unless_the_backend_rotates(gen):
     layer = attention(model_config(gen, backend="VANILLA"))
@@ -159,6 +167,7 @@ def test_positions_without_rope_parameters_fail_unless_the_backend_rotates(gen):
     assert fused.apply_rope(q, None, None, torch.zeros(1, 2, dtype=torch.int))[0] is q
 
 
+@states("A3-1")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_rope_fusion_follows_the_backend(gen):
     from .harness import PORTS
@@ -174,6 +183,7 @@ def test_rope_fusion_follows_the_backend(gen):
     assert unfused.attn.rope is None
 
 
+@states("A10-1")
 def test_pairing_by_type_when_fused_and_by_is_neox_otherwise():
     from .harness import Driver, close
 
@@ -200,6 +210,7 @@ def test_pairing_by_type_when_fused_and_by_is_neox_otherwise():
     close(logits("1.2", "TRTLLM", "rope_gpt_neox", False), neox)
 
 
+@states("A3-1", "B-1", "B-2")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_backend_names(gen, caplog):
     ports(gen, "llama")
@@ -212,6 +223,7 @@ def test_backend_names(gen, caplog):
     assert get("vanilla") is (trtllm if gen == "1.2" else vanilla)
 
 
+@states("A6-6")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_chunk_size_is_refused_off_trtllm(gen):
     attention(model_config(gen), attention_chunk_size=4)
@@ -220,6 +232,7 @@ def test_chunk_size_is_refused_off_trtllm(gen):
             attention(model_config(gen, backend=backend), attention_chunk_size=4)
 
 
+@states("A11-5", "A11-6")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_fused_qk_norm_excludes_what_the_op_cannot(gen):
     config = model_config(gen, qwen3)
@@ -241,6 +254,7 @@ def test_fused_qk_norm_excludes_what_the_op_cannot(gen):
         api().QKNormRoPEAttention(**given, use_gemma_rms_norm=True)
 
 
+@states("A11-2")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_fused_qk_norm_loses_rope_scaling(gen):
     """The op is told theta alone: the scaling of the layer's parameters have no effect."""
@@ -267,6 +281,7 @@ def test_fused_qk_norm_loses_rope_scaling(gen):
     assert moved.abs().max() > 0.1
 
 
+@states("A11-7")
 def test_yarn_is_not_found_in_a_dictionary_by_1_2():
     scaling = {
         "rope_type": "yarn",
@@ -298,6 +313,7 @@ def test_yarn_is_not_found_in_a_dictionary_by_1_2():
 # ---------------------------------------------------------------- construction
 
 
+@states("W1.2-3", "W6.1-1")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_parameters_do_not_exist_in_init_under_auto_model(gen):
     llama_port = ports(gen, "llama")
@@ -321,6 +337,7 @@ def test_parameters_do_not_exist_in_init_under_auto_model(gen):
     assert set(config.extra_attrs["attn_layers"]) == {"0", "1", "2"}
 
 
+@states("W1.2-1", "W1.2-2")
 def test_draft_vocab_size_changes_the_name():
     from trtllm_scaffold.standin.models.auto import AutoModelForCausalLM
 
@@ -332,6 +349,7 @@ def test_draft_vocab_size_changes_the_name():
         AutoModelForCausalLM.from_config(config)
 
 
+@states("C1-9", "C1-10", "W6.4-1")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_meta_mode(gen):
     ports(gen, "llama")
@@ -351,6 +369,7 @@ def test_meta_mode(gen):
     assert torch.empty(3).device.type == "cpu"
 
 
+@states("C4-3", "W2.8-3")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_tied_head_needs_an_embedding_split_alike(gen):
     port = ports(gen, "llama")
@@ -370,6 +389,7 @@ def test_tied_head_needs_an_embedding_split_alike(gen):
         Wrong(model_config(gen, tie_word_embeddings=True))
 
 
+@states("C4-4", "C4-5")
 def test_tie_word_embeddings_must_be_there_in_1_2():
     for gen in ("1.2", "1.4"):
         port = ports(gen, "llama")
@@ -385,6 +405,7 @@ def test_tie_word_embeddings_must_be_there_in_1_2():
             port.HandLlamaForCausalLM(config)
 
 
+@states("W6.7-1")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_exactly_one_of_ids_and_embeddings(gen):
     ports(gen, "llama")
@@ -395,6 +416,7 @@ def test_exactly_one_of_ids_and_embeddings(gen):
         base(attn_metadata=None, input_ids=torch.zeros(1), inputs_embeds=torch.zeros(1))
 
 
+@states("W1.7-3")
 @pytest.mark.parametrize(
     ("scaling", "length"),
     [
@@ -419,6 +441,7 @@ def test_inferred_length(scaling, length):
 # ---------------------------------------------------------------- weights
 
 
+@states("C6-1", "W2.4-1")
 def test_prefix_without_a_dot_makes_a_junk_key():
     ports("1.2", "llama")
     from tensorrt_llm._torch.models.modeling_utils import filter_weights
@@ -427,6 +450,7 @@ def test_prefix_without_a_dot_makes_a_junk_key():
     assert found == {"weight": 1, "proj.weight": 2}
 
 
+@states("C6-3", "W2.4-2")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_renaming_takes_the_first_match_at_the_start(gen):
     ports(gen, "llama")
@@ -438,6 +462,7 @@ def test_renaming_takes_the_first_match_at_the_start(gen):
     assert dict(rename_weights_with_regex({r"c_": "y_"}, {"a.c_p": 1})) == {"a.c_p": 1}
 
 
+@states("W2.2-2", "W2.4-3")
 def test_consumable_weights():
     ports("1.4", "llama")
     from tensorrt_llm._torch.models.checkpoints.base_weight_loader import ConsumableWeightsDict
@@ -452,6 +477,7 @@ def test_consumable_weights():
     assert len(weights) == 0
 
 
+@states("W2.2-2")
 def test_loading_empties_a_consumable_dictionary():
     from trtllm_scaffold.standin.models.consumable import ConsumableWeightsDict
 
@@ -463,6 +489,7 @@ def test_loading_empties_a_consumable_dictionary():
     assert list(weights) == []
 
 
+@states("W2.3-5", "W2.3-7")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_modules_load_in_no_order_unless_told_to(gen, monkeypatch):
     from trtllm_scaffold.standin.models import loading
@@ -483,6 +510,7 @@ def test_modules_load_in_no_order_unless_told_to(gen, monkeypatch):
     assert orders["0"] != orders["1"] and orders["1"][0] == "model.embed_tokens"
 
 
+@states("W2.3-6")
 @pytest.mark.parametrize("gen", ["1.2", "1.4"])
 def test_preloaded_modules_come_first_and_in_order(gen, monkeypatch):
     from trtllm_scaffold.standin.models import loading
@@ -498,6 +526,7 @@ def test_preloaded_modules_come_first_and_in_order(gen, monkeypatch):
     assert len(first) == 4 and seen[:4] == first
 
 
+@states("W2.5-1", "W2.5-2", "W2.5-3")
 def test_head_dim_of_a_mapper_cannot_be_assigned_in_1_4():
     for gen in ("1.2", "1.4"):
         port = ports(gen, "llama")
@@ -515,6 +544,7 @@ def test_head_dim_of_a_mapper_cannot_be_assigned_in_1_4():
             mapper._head_dim = 3
 
 
+@states("W1.5-2")
 def test_mapper_lookup_prefers_the_architecture():
     ports("1.2", "llama")
     from tensorrt_llm._torch.models.checkpoints.auto_mapper import AutoCheckpointMapper
@@ -531,6 +561,7 @@ def test_mapper_lookup_prefers_the_architecture():
         AutoCheckpointMapper.get("NOPE")
 
 
+@states("W2.3-7")
 def test_errors_of_a_thread_pool_surface():
     from trtllm_scaffold.standin.models.loading import run_concurrently
 
@@ -549,6 +580,7 @@ def test_errors_of_a_thread_pool_surface():
 # ---------------------------------------------------------------- registry
 
 
+@states("W1.1-1", "W1.1-2", "W1.1-3")
 def test_registration():
     from trtllm_scaffold.standin.models import registry
 
@@ -571,6 +603,7 @@ def test_registration():
     registry.MODEL_CLASS_MAPPING.pop("SomeForCausalLM")
 
 
+@states("W1.1-4", "W1.4-4")
 def test_a_declared_module_is_imported_on_lookup(tmp_path, monkeypatch):
     ports("1.4", "llama")
     from tensorrt_llm._torch.models.modeling_utils import (

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from trtllm_scaffold.standin.generation import active
+from trtllm_scaffold.standin.logger import logger
 
 T = TypeVar("T", bound=type)
 
@@ -114,9 +115,19 @@ def _register(registry: dict[str, type[Any]], key: str) -> Callable[[T], T]:
 
 
 def get_registered_model_class(model_arch: str) -> type[nn.Module] | None:
-    """Class of an architecture, importing the module declared for it first; None if unknown."""
-    if model_arch not in MODEL_CLASS_MAPPING and model_arch in _declared_modules:
-        import_module(_declared_modules[model_arch])
+    """Class of an architecture, importing the module declared for it first; None if unknown.
+
+    A declared module that is not there counts as unknown, with a warning; one that fails for
+    want of another module raises.
+    """
+    module = _declared_modules.get(model_arch)
+    if model_arch not in MODEL_CLASS_MAPPING and module is not None:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+            logger.warning(f"no module {module!r} for architecture {model_arch}: {error}")
     return MODEL_CLASS_MAPPING.get(model_arch)
 
 
