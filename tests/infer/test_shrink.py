@@ -178,7 +178,7 @@ def test_synonyms_of_one_size_move_together():
     raw = load("openai-community__gpt2")
     tiny = shrink(raw, classes_of(raw), style="odd")
     assert tiny["n_ctx"] == tiny["n_positions"] == 72
-    assert tiny["n_embd"] == 96
+    assert tiny["n_embd"] == 192
     assert tiny.get("n_inner") is None
     assert keys_of("hidden_size", {"hidden_size": "n_embd"})[0] == "hidden_size"
 
@@ -210,7 +210,7 @@ def test_a_private_class_is_shrunk_by_its_own_names():
     }
     del raw["hidden_size"], raw["num_hidden_layers"]
     tiny = shrink(raw, HFClasses(RenamedConfig, LlamaForCausalLM), style="odd")
-    assert tiny["width_of_things"] == 96 and tiny["depth_of_things"] == 3
+    assert tiny["width_of_things"] == 192 and tiny["depth_of_things"] == 3
 
 
 def test_values_that_the_class_rejects_are_one_clear_line():
