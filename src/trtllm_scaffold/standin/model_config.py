@@ -105,16 +105,18 @@ class ModelConfig(Generic[TConfig]):
         return False
 
     def get_quant_config(self, name: str | None = None) -> QuantConfig:
-        """Quantization of a module, or the general one.
+        """The general quantization of the model.
 
         Raises:
-            ValueError: If there is a table per module and it lacks ``name``.
+            AttributeError: If a name is given: the real method then reads an attribute that the
+                class has in neither generation. The table per module is ``quant_config_dict``.
         """
-        if name is None or self.quant_config_dict is None:
+        if name is None:
             return self.quant_config
-        if name not in self.quant_config_dict:
-            raise ValueError(f"quant config of {name} is not found")
-        return self.quant_config_dict[name]
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute 'per_layer_quant_configs': "
+            f"get_quant_config({name!r}) fails in TensorRT-LLM too, call it without a name"
+        )
 
     @staticmethod
     def is_generation_model(

@@ -26,6 +26,12 @@ class WeightMode(str, enum.Enum):
         return list(keys) if keys else None
 
     @property
+    def shard_key_to_index(self) -> dict[str, int] | None:
+        """Place of each part in the list that is loaded."""
+        keys = self.shard_keys
+        return None if keys is None else {key: index for index, key in enumerate(keys)}
+
+    @property
     def int_value(self) -> int:
         """Number of parts."""
         return len(_SHARD_KEYS[self.value]) or 1

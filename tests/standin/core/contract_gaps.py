@@ -65,7 +65,6 @@ LOOSE_PARAMETERS: dict[str, str] = {
 }
 #: Enumerations of which a manifest lists part or no values.
 LOOSE_MEMBERS: dict[str, str] = {
-    "WeightMode": "values given by enum.auto() there; nobody may read them",
     "LoraModuleType": "the manifests list those of dense decoders",
     "AllReduceFusionOp": "RMS_NORM is certain for 1.4 only; 1.2 refuses it where it is used",
     "QuantAlgo": "the manifests differ by how much of the file was read",

@@ -259,3 +259,5 @@ def test_weight_modes_name_their_parts_in_order():
     assert WeightMode.FUSED_QKV_LINEAR.shard_keys == ["q", "k", "v"]
     assert WeightMode.FUSED_GATE_UP_LINEAR.shard_keys == ["gate", "up"]
     assert WeightMode.VANILLA.shard_keys is None and WeightMode.VANILLA.int_value == 1
+    assert WeightMode.FUSED_QKV_LINEAR.shard_key_to_index == {"q": 0, "k": 1, "v": 2}
+    assert WeightMode.VANILLA.shard_key_to_index is None

@@ -88,14 +88,14 @@ def test_derived_fields_follow_mapping_strategy_and_architecture(generation):
     assert ModelConfig(pretrained_config=bert).is_generation is False
 
 
-@states("W5.2-2")
-def test_quantization_per_module_is_looked_up_by_name(generation):
+@states("W1.6-6")
+def test_quantization_is_not_looked_up_by_name(generation):
     special = QuantConfig(quant_algo="FP8")
     config = ModelConfig(quant_config_dict={"model.layers.0.mlp": special})
-    assert config.get_quant_config("model.layers.0.mlp") is special
     assert config.get_quant_config() is config.quant_config
-    with pytest.raises(ValueError, match="model.layers.1"):
-        config.get_quant_config("model.layers.1")
+    for config in (config, ModelConfig()):
+        with pytest.raises(AttributeError, match="per_layer_quant_configs"):
+            config.get_quant_config("model.layers.0.mlp")
 
 
 def test_fields_of_the_new_generation_are_refused_in_the_old():

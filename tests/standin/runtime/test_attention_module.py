@@ -237,6 +237,26 @@ def rope_of(gen, **changes):
     return rope(**changes)
 
 
+@states("A10-2")
+@both
+def test_yarn_pairs_halves_when_fused_and_by_is_neox_otherwise(gen):
+    def output(backend, is_neox):
+        config = model_config(gen, backend=backend)
+        params = api().PositionalEmbeddingParams(
+            type=api().PositionEmbeddingType.yarn,
+            rope=rope(scale_type=api().RotaryScalingType.yarn, scale=4.0).rope,
+            is_neox=is_neox,
+        )
+        layer = filled(attention(config, pos_embd_params=params))
+        torch.manual_seed(1)
+        return run(layer, torch.randn(6, 48), torch.arange(6)[None], batch(backend, 6))
+
+    halves = output("VANILLA", True)
+    for is_neox in (True, False):
+        torch.testing.assert_close(output("TRTLLM", is_neox), halves, rtol=1e-4, atol=1e-4)
+    assert (output("VANILLA", False) - halves).abs().max() > 0.01
+
+
 @states("A11-3", "A11-4")
 @both
 def test_the_fused_norm_of_1_2_turns_whole_heads(gen):
