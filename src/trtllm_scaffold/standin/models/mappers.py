@@ -229,7 +229,7 @@ class HfWeightMapper(BaseWeightMapper):
         return super().should_skip_module(module_name)
 
     @property
-    def _num_kv_heads(self) -> int:
+    def _heads_in_config(self) -> int:
         config = self.model.config
         given = getattr(config, "num_key_value_heads", None)
         return int(config.num_attention_heads if given is None else given)
@@ -250,7 +250,7 @@ class HfWeightMapper(BaseWeightMapper):
                 continue
             tensor = value[:]
             # 1.2 infers the heads from the rows, which the next rank's split must agree with.
-            heads = self._num_kv_heads
+            heads = self._heads_in_config
             if active() == "1.2":
                 heads = tensor.shape[0] // self._head_dim
             out[key] = self._duplicate_kv(tensor, heads, self._tp_size)
