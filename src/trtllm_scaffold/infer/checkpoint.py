@@ -51,10 +51,11 @@ def infer_checkpoint(
     modules = LayerNames.of(parameters)
     shapes, layers = fold_shapes({**parameters, **kept}, modules)
     names = LayerNames.of(item.name for item in stored)
-    tensors = _tensors(stored, roles, names, modules, shapes)
+    needed, dropped = _split(stored, roles, names, modules)
+    tensors = _tensors(needed, roles, names, modules, shapes)
     prefix = f"{getattr(real_model, 'base_model_prefix', '')}."
     base_prefix = prefix if any(t.name.startswith(prefix) for t in tensors) else ""
-    spec = CheckpointSpec(tensors=tensors, base_prefix=base_prefix)
+    spec = CheckpointSpec(tensors=tensors, dropped=dropped, base_prefix=base_prefix)
     evidence = [
         Evidence(
             f"checkpoint.{t.name}", "trace", f"save_pretrained, {_where(t)}", str(list(t.shape))
@@ -62,14 +63,32 @@ def infer_checkpoint(
         for t in tensors
     ]
     if header is not None:
-        dropped, more = explain_header(spec, layers, header, real_model)
-        spec = replace(spec, dropped=dropped)
+        more_dropped, more = explain_header(spec, layers, header, real_model)
+        spec = replace(spec, dropped=tuple({**dict(dropped), **dict(more_dropped)}.items()))
         evidence.extend(more)
     return spec, tuple(evidence)
 
 
 def _where(tensor: TensorSpec) -> str:
     return f"{tensor.layout} {' '.join(tensor.roles)}" + (" transposed" * tensor.transposed)
+
+
+def _split(
+    stored: tuple[Stored, ...],
+    roles: Mapping[str, RoleLayout],
+    names: LayerNames,
+    modules: LayerNames,
+) -> tuple[tuple[Stored, ...], tuple[tuple[str, str], ...]]:
+    """Part the stored tensors into those with a role, and (template, reason) of the others."""
+    needed: list[Stored] = []
+    dropped: dict[str, str] = {}
+    for item in stored:
+        role = roles.get(modules.fold(item.buffer)[0]) if item.buffer else None
+        if role is not None and role.dropped:
+            dropped[names.fold(item.name)[0]] = role.dropped
+        else:
+            needed.append(item)
+    return tuple(needed), tuple(dropped.items())
 
 
 def _tensors(

@@ -81,6 +81,8 @@ class Graph:
         names: For the value of each parameter or buffer, its names (several when shared).
         parameters: Values of the parameters.
         result: The logits.
+        constants: What the class put into each stored buffer of one element, by name, before it
+            was drawn at random.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class Graph:
     tokens: Value
     result: Value
     calls_by_output: dict[Value, list[Call]]
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def ancestors(self, value: Value, stop: Iterable[Value] = ()) -> Iterator[Value]:
         """`value` and everything it is computed from, not looking behind `stop`."""

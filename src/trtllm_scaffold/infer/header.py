@@ -137,6 +137,9 @@ def _reason(
     name: str, prefix: str, info: TensorInfo, spec: CheckpointSpec, model: Any
 ) -> tuple[str, str]:
     """Return the name as HF writes it and why no parameter needs it, empty where nothing says."""
+    reason = dict(spec.dropped).get(fold_any(prefix + name), "")
+    if reason:
+        return prefix + name, reason
     stored = {tensor.name for tensor in spec.tensors}
     known = dict(model.named_parameters(remove_duplicate=False))
     full = prefix + name

@@ -21,7 +21,7 @@ def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
         "position.offset": embedding.position_offset,
         "embedding.projection": _presence(embedding.projection is not None),
         "embedding.multiplier": _presence(not is_one(embedding.multiplier)),
-        "head.final_norm": None if head.final_norm is None else norm_label(head.final_norm),
+        "head.final_norm": _norm_label(head.final_norm),
         "head.bias": head.linear.bias is not None,
         "head.tied": head.linear.weight is embedding.weight,
         "head.projection": _presence(head.projection is not None),
@@ -54,6 +54,10 @@ def norm_label(norm: NormFacts) -> str:
     parts += ["without weight"] if norm.weight is None else []
     parts += ["with bias"] if norm.bias is not None else []
     return " ".join(parts)
+
+
+def _norm_label(norm: NormFacts | None) -> str | None:
+    return None if norm is None else norm_label(norm)
 
 
 def layer_facts(facts: LayerFacts) -> dict[str, Label]:
@@ -102,6 +106,8 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "block.mlp_coefficient": _presence(not is_one(block.mlp_coefficient)),
         "mlp.kind": mlp.kind,
         "mlp.activation": mlp.activation,
+        "mlp.down_norm": _norm_label(mlp.down_norm),
+        "mlp.constants": ", ".join(f"{name} {value:g}" for name, value in mlp.constants) or None,
         "mlp.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
         "mlp.up_bias": mlp.up.bias is not None,
         "mlp.down_bias": mlp.down.bias is not None,

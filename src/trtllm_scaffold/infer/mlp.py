@@ -1,30 +1,19 @@
-"""Reads one layer's feed-forward: gated or plain, activation, widths, layout."""
+"""Reads one layer's feed-forward: gated or plain, activation, norm, widths, layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch.nn import functional
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.algebra import Linear
+from trtllm_scaffold.infer.activation import FORMULAS, Parametric, equal, numbers, xielu
+from trtllm_scaffold.infer.algebra import Linear, strip
 from trtllm_scaffold.infer.graph import ReplayError, Value
 from trtllm_scaffold.infer.layers import Layer
-
-#: Each activation name of `ACTIVATIONS` and its formula.
-FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-    "relu": functional.relu,
-    "relu2": lambda x: functional.relu(x).square(),
-}
-
-_RANGE = 4.0
-_TOLERANCE = 2e-5
+from trtllm_scaffold.infer.norm import NormFacts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +24,10 @@ class MlpFacts:
         kind, activation, intermediate_size: See `MlpSpec`.
         gate, up, down: Its linear layers; gate is None in a plain one.
         gate_columns, up_columns: Output columns of each; in a fused linear they share it.
+        down_norm: The norm before the last projection, or None.
+        parameters: Name of each parameter of the activation, by its own name there.
+        constants: See `MlpSpec.activation_parameters`.
+        buffers: Names of stored buffers that hold the constants.
     """
 
     kind: Literal["gated", "plain"]
@@ -45,6 +38,10 @@ class MlpFacts:
     down: Linear
     gate_columns: torch.Tensor | None
     up_columns: torch.Tensor
+    down_norm: NormFacts | None = None
+    parameters: tuple[tuple[str, str], ...] = ()
+    constants: tuple[tuple[str, float], ...] = ()
+    buffers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,6 +52,14 @@ class _Form:
     up_columns: torch.Tensor
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class _Sources:
+    """What the last projection (or the norm before it) is computed from."""
+
+    linears: list[Linear]
+    parameters: list[Value]
+
+
 def read_mlp(layer: Layer, down: Linear) -> MlpFacts:
     """Find the formula between the first projections and `down`.
 
@@ -63,35 +68,82 @@ def read_mlp(layer: Layer, down: Linear) -> MlpFacts:
     Raises:
         Refused: No formula fits.
     """
-    sources = _sources(layer, down)
-    path = layer.graph.path([s.output for s in sources], down.input)
-    given = {s.output: _numbers(s, seed) for seed, s in enumerate(sources)}
+    norm = layer.norms.at(strip(down.input))
+    target = down.input if norm is None else norm.input
+    facts = None if norm is None else norm.facts
+    sources = _sources(layer, target)
+    if sources.parameters:
+        return _parametric(layer, sources, down, target, facts)
+    linears = sources.linears
+    path = layer.graph.path([s.output for s in linears], target)
+    given = {s.output: numbers(s.output.shape, seed) for seed, s in enumerate(linears)}
     try:
-        result = layer.graph.replay(path, given, down.input)
+        result = layer.graph.replay(path, given, target)
     except ReplayError as err:
         raise _refused(layer, "an in-place change cannot be followed") from err
-    width = down.input.shape[-1]
-    flat = {s: given[s.output].reshape(-1, s.rows) for s in sources}
+    width = target.shape[-1]
+    flat = {s: given[s.output].reshape(-1, s.rows) for s in linears}
     result = result.reshape(-1, width)
-    for form in _forms(sources, width):
+    for form in _forms(linears, width):
         up = flat[form.up][:, form.up_columns]
+        gate = up if form.gate is None else flat[form.gate][:, form.gate_columns]
+        factor = 1.0 if form.gate is None else up
         for name, formula in FORMULAS.items():
-            if form.gate is None:
-                guess = formula(up)
-            else:
-                guess = formula(flat[form.gate][:, form.gate_columns]) * up
-            if torch.allclose(result, guess, atol=_TOLERANCE, rtol=_TOLERANCE):
+            if equal(result, formula(gate) * factor):
                 kind: Literal["gated", "plain"] = "plain" if form.gate is None else "gated"
-                return MlpFacts(
-                    kind, name, width, form.gate, form.up, down, form.gate_columns, form.up_columns
-                )
+                return MlpFacts(kind, name, width, down=down, down_norm=facts, **vars(form))
     raise _refused(layer, "its formula is none of the known ones")
 
 
-def _sources(layer: Layer, down: Linear) -> list[Linear]:
-    """The linear layers whose outputs `down` is applied to, through other operations."""
+def _parametric(
+    layer: Layer, sources: _Sources, down: Linear, target: Value, norm: NormFacts | None
+) -> MlpFacts:
+    """The form whose activation has parameters; constants as its class sets them.
+
+    Stored constants were drawn at random like every stored number: the replay undoes that.
+    """
+    graph, width = layer.graph, target.shape[-1]
+    constants = {
+        value: graph.constants[name]
+        for value in graph.ancestors(target, [s.output for s in sources.linears])
+        for name in graph.names.get(value, ())
+        if name in graph.constants
+    }
+    found: Parametric | None = None
+    if len(sources.linears) == 1 and sources.linears[0].rows == width:
+        source = sources.linears[0].output
+        path = graph.path([source, *constants], target)
+
+        def function(x: torch.Tensor) -> torch.Tensor:
+            repeated = x.repeat(source.data.numel() // len(x) + 1)[: source.data.numel()]
+            given = {source: repeated.reshape(source.shape), **constants}
+            return graph.replay(path, given, target).flatten()[: len(x)]
+
+        found = xielu(function, [p.data for p in sources.parameters])
+    if found is None:
+        raise _refused(layer, "its activation has parameters")
+    every = torch.arange(width)
+    return MlpFacts(
+        "plain",
+        found.name,
+        width,
+        None,
+        sources.linears[0],
+        down,
+        None,
+        every,
+        norm,
+        tuple((role, graph.names[sources.parameters[i]][0]) for role, i in found.parameters),
+        found.constants,
+        tuple(graph.names[value][0] for value in constants),
+    )
+
+
+def _sources(layer: Layer, target: Value) -> _Sources:
+    """The linear layers whose outputs `target` is computed from, through other operations."""
     found: dict[Value, None] = {}
-    stack, seen = [down.input], set()
+    parameters: list[Value] = []
+    stack, seen = [target], set()
     while stack:
         value = stack.pop()
         if value in seen:
@@ -102,17 +154,12 @@ def _sources(layer: Layer, down: Linear) -> list[Linear]:
         elif value.node is not None:
             stack.extend(value.node.inputs)
         elif value in layer.graph.parameters:
-            raise _refused(layer, "its activation has parameters")
+            parameters.append(value)
     linears = [layer.linears.get(value) for value in sorted(found, key=lambda v: v.index)]
     if not linears or None in linears or len(linears) > 2:
         raise _refused(layer, f"{len(linears)} values meet before its last projection")
-    return [linear for linear in linears if linear is not None]
-
-
-def _numbers(linear: Linear, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = linear.output.shape
-    return _RANGE * (2.0 * torch.rand(shape, generator=generator) - 1.0)
+    kept = [linear for linear in linears if linear is not None]
+    return _Sources(kept, sorted(parameters, key=lambda v: v.index))
 
 
 def _forms(sources: list[Linear], width: int) -> Iterator[_Form]:
@@ -136,5 +183,5 @@ def _refused(layer: Layer, problem: str) -> Refused:
         "mlp",
         f"the feed-forward has no label: {problem}",
         where=layer.name,
-        hint=f"gated and plain ones with {', '.join(FORMULAS)} are expressed",
+        hint=f"gated and plain ones with {', '.join(FORMULAS)}, and plain xielu, are expressed",
     )

@@ -12,8 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from trtllm_scaffold.infer.graph import Call, Graph, Node, Value
 
 
-def record(model: nn.Module, tokens: torch.Tensor) -> Graph:
-    """Run `model` on token ids [batch, sequence] and record the forward."""
+def record(
+    model: nn.Module, tokens: torch.Tensor, constants: dict[str, torch.Tensor] | None = None
+) -> Graph:
+    """Run `model` on token ids [batch, sequence] and record the forward.
+
+    Args:
+        model: The model.
+        tokens: The token ids.
+        constants: See `Graph`.
+    """
     recorder = _Recorder(model)
     handles = recorder.watch(model)
     try:
@@ -37,6 +45,7 @@ def record(model: nn.Module, tokens: torch.Tensor) -> Graph:
         tokens=recorder.value(tokens),
         result=recorder.value(logits),
         calls_by_output=by_output,
+        constants=constants or {},
     )
 
 

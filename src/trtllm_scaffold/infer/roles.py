@@ -21,12 +21,17 @@ from trtllm_scaffold.spec.checkpoint import Layout
 
 @dataclass(frozen=True)
 class RoleLayout:
-    """What one parameter holds; see `TensorSpec` for the meaning of every field."""
+    """What one parameter holds; see `TensorSpec` for the meaning of the first fields.
+
+    Attributes:
+        dropped: Why no port needs it; it has no roles then.
+    """
 
     roles: tuple[str, ...]
     layout: Layout = "whole"
     transposed: bool = False
     per_layer: bool = True
+    dropped: str = ""
 
 
 #: One part of a linear layer: its role without ``.weight``, and [heads, width] output columns.
@@ -56,6 +61,7 @@ def layer_roles(
         _put_linear(table, layer, linear, held)
     for facts in block.norms.values():
         _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
+    _put_mlp(table, mlp)
     for which, facts in zip("qk", attention.norms or (), strict=False):
         _put_norm(table, facts, f"attention.{which}_norm")
     prefix = f"{layer.name}."
@@ -164,6 +170,16 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     if not torch.equal(grouped.flatten(), torch.arange(rows)):
         return None
     return "per_head" if groups == queries.shape[0] else "per_group"
+
+
+def _put_mlp(table: dict[str, RoleLayout], mlp: MlpFacts) -> None:
+    """What a feed-forward stores beside its projections."""
+    if mlp.down_norm is not None:
+        _put_norm(table, mlp.down_norm, "mlp.down_norm")
+    for name, parameter in mlp.parameters:
+        table[parameter] = RoleLayout((f"mlp.activation.{name}",))
+    for buffer in mlp.buffers:
+        table[buffer] = RoleLayout((), dropped="a constant of the activation")
 
 
 def _put_norm(

@@ -17,7 +17,9 @@ _NOISE = 0.3
 _FIRST_TOKEN = 3  # ids below are often padding or other special tokens
 
 
-def build(raw: dict[str, Any], config_class: type, model_class: type, *, seed: int) -> nn.Module:
+def build(
+    raw: dict[str, Any], config_class: type, model_class: type, *, seed: int
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Build and randomise `model_class` on the CPU, fp32, eager attention, eval mode.
 
     Args:
@@ -25,6 +27,10 @@ def build(raw: dict[str, Any], config_class: type, model_class: type, *, seed: i
         config_class: The HF configuration class.
         model_class: The HF causal language model class.
         seed: Of the generator that draws every parameter.
+
+    Returns:
+        The model, and what its class put into each stored buffer of one element: such a buffer
+        may be a constant that nobody trains.
 
     Raises:
         Refused: The classes do not accept the configuration.
@@ -43,8 +49,14 @@ def build(raw: dict[str, Any], config_class: type, model_class: type, *, seed: i
             where=f"{config_class.__module__}.{config_class.__name__}",
         ) from err
     model = model.float().eval()
+    stored = set(model.state_dict())
+    constants = {
+        name: buffer.clone()
+        for name, buffer in model.named_buffers()
+        if name in stored and buffer.numel() == 1
+    }
     randomise(model, seed)
-    return model
+    return model, constants
 
 
 def randomise(model: nn.Module, seed: int) -> None:

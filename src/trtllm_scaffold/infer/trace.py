@@ -69,9 +69,9 @@ def observe(
         Refused: A part of the model has no label; names the axis. Or the classes do not build
             or run at this size.
     """
-    model = build(dict(raw), config_class, model_class, seed=seed)
+    model, constants = build(dict(raw), config_class, model_class, seed=seed)
     try:
-        graph = record(model, token_ids(model, seed))
+        graph = record(model, token_ids(model, seed), constants)
     except Exception as err:  # the model's own code raises whatever it likes
         raise Refused(
             "model",
