@@ -93,9 +93,9 @@ def test_quantization_is_not_looked_up_by_name(generation):
     special = QuantConfig(quant_algo="FP8")
     config = ModelConfig(quant_config_dict={"model.layers.0.mlp": special})
     assert config.get_quant_config() is config.quant_config
-    for config in (config, ModelConfig()):
+    for asked in (config, ModelConfig()):
         with pytest.raises(AttributeError, match="per_layer_quant_configs"):
-            config.get_quant_config("model.layers.0.mlp")
+            asked.get_quant_config("model.layers.0.mlp")
 
 
 def test_fields_of_the_new_generation_are_refused_in_the_old():
