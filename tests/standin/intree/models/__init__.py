@@ -1,0 +1,1 @@
+"""Hand-written models that use the API as the built-in ones do."""
