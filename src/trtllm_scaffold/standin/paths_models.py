@@ -8,14 +8,13 @@ OLD, NEW = f"{T}.modules.fused_moe", f"{T}.moe.fused_moe"
 MODELS_AT = f"{T}.models"
 
 _ROUTING = (
-    "BaseMoeRoutingMethod DefaultMoeRoutingMethod DeepSeekV3MoeRoutingMethod"
-    " RenormalizeMoeRoutingMethod RenormalizeNaiveMoeRoutingMethod"
-    " Llama4RenormalizeMoeRoutingMethod SparseMixerMoeRoutingMethod StaticMoeRoutingMethod"
+    "BaseMoeRoutingMethod DefaultMoeRoutingMethod RenormalizeMoeRoutingMethod"
+    " RenormalizeNaiveMoeRoutingMethod Llama4RenormalizeMoeRoutingMethod SparseMixerMoeRoutingMethod StaticMoeRoutingMethod"
     " LoadBalancedMoeRoutingMethod"
 )
-_ROUTING_NEW = (
+_BIASED_NEW = (
     "DeepSeekV4MoeRoutingMethod MiniMaxM2MoeRoutingMethod MiniMaxM3MoeRoutingMethod"
-    " SigmoidRenormMoeRoutingMethod SqrtSoftplusMoeRoutingMethod"
+    " SqrtSoftplusMoeRoutingMethod"
 )
 _ACTIVATIONS = (
     "ACTIVATION_PAYLOAD DEFAULT_MOE_ACTIVATION MoEActivation SimpleActivation SiTuActivation"
@@ -43,9 +42,16 @@ MODELS: tuple[Row, ...] = (
     row("moe.interface", "ConfigurableMoE", new=NEW),
     row("moe.interface", "is_moe_weight_owner", new=f"{NEW} {NEW}.weight_owner"),
     row("moe.routing", _ROUTING, old=f"{OLD} {OLD}.routing", new=f"{NEW} {NEW}.routing"),
-    row("moe.routing", "MiniMaxM2MoeRoutingMethod", old=f"{OLD}.routing"),
-    row("moe.routing", _ROUTING_NEW, new=f"{NEW} {NEW}.routing"),
-    row("moe.routing", "Deepseekv3RoutingImpl", new=f"{NEW}.routing"),
+    row("moe.routing", "SigmoidRenormMoeRoutingMethod", new=f"{NEW} {NEW}.routing"),
+    row(
+        "moe.routing_biased",
+        "DeepSeekV3MoeRoutingMethod",
+        old=f"{OLD} {OLD}.routing",
+        new=f"{NEW} {NEW}.routing",
+    ),
+    row("moe.routing_biased", "MiniMaxM2MoeRoutingMethod", old=f"{OLD}.routing"),
+    row("moe.routing_biased", _BIASED_NEW, new=f"{NEW} {NEW}.routing"),
+    row("moe.routing_biased", "Deepseekv3RoutingImpl", new=f"{NEW}.routing"),
     row("moe.kinds_1_2", "RoutingMethodType", old=f"{OLD} {OLD}.routing"),
     row("moe.kinds", "RoutingMethodType", new=f"{NEW} {NEW}.routing"),
     row("moe.activation", _ACTIVATIONS, new=f"{NEW} {NEW}.activation"),

@@ -60,68 +60,51 @@ def create_moe(
 ) -> MoE:
     """The expert layer of a model; sizes left out are read from the config.
 
-    Args:
-        routing_method: A routing method instance.
-        num_experts: Experts of the whole layer.
-        hidden_size: Width of the tokens.
-        intermediate_size: Width of one expert.
-        dtype: Of the parameters.
-        reduce_results: Sum over the ranks inside the layer.
-        model_config: Mapping, quantization and backend.
-        override_quant_config: Quantization of the experts, instead of the model's.
-        aux_stream_dict: Side streams (unused here).
-        weight_loading_mode: How the checkpoint keeps the experts.
-        bias: Whether the products have biases.
-        apply_router_weight_on_input: Weight the input instead of the output, for one expert.
-        layer_idx: Index of the layer, distinct in the model.
-        swiglu_alpha: 1.2: gain inside the sigmoid, per local expert.
-        swiglu_beta: 1.2: offset of the up half, per local expert.
-        swiglu_limit: 1.2: clamp, per local expert.
-        activation_type: 1.2: kind of activation.
-        activation: 1.4: kind and constants in one object.
-        communication_method: 1.4: how ranks exchange tokens (unused here).
-        allow_backend_degradation: 1.4: take another backend where the asked one cannot serve.
+    Activations: 1.2 takes ``activation_type`` and constants per local expert, 1.4 one
+    ``activation`` object. Streams and ``communication_method`` are ignored here.
 
     Raises:
         AssertionError: If a size is neither given nor in the config.
         ValueError: If the backend is unknown, or cannot serve and must not be replaced.
     """
-    config = model_config
-    hf = config.pretrained_config
-    counts = COUNTS[:1] if active() == "1.2" else COUNTS
-    sizes = {
-        "num_experts": _given(num_experts, hf, counts),
-        "hidden_size": _given(hidden_size, hf, ("hidden_size",)),
-        "intermediate_size": _given(intermediate_size, hf, WIDTHS),
-    }
-    for name, size in sizes.items():
-        assert size is not None, f"create_moe: {name} is neither given nor in the config"
-    options: dict[str, Any] = {"activation": activation}
+    sizes = _sizes(model_config.pretrained_config, num_experts, hidden_size, intermediate_size)
+    kind: dict[str, Any] = {"activation": activation}
     if active() == "1.2":
-        options = {
-            "swiglu_alpha": swiglu_alpha,
-            "swiglu_beta": swiglu_beta,
-            "swiglu_limit": swiglu_limit,
-            "activation_type": activation_type,
-        }
-    cls = _class(config, allow_backend_degradation)
+        constants = {"swiglu_alpha": swiglu_alpha, "swiglu_beta": swiglu_beta}
+        kind = {**constants, "swiglu_limit": swiglu_limit, "activation_type": activation_type}
+    cls = _class(model_config, allow_backend_degradation)
     made = cls.__new__(cls)
     plain_init(
         made,
         routing_method=routing_method,
-        **sizes,
-        dtype=dtype if dtype is not None else getattr(hf, "torch_dtype", None),
+        dtype=dtype or getattr(model_config.pretrained_config, "torch_dtype", None),
         reduce_results=reduce_results,
-        model_config=config,
+        model_config=model_config,
         aux_stream_dict=aux_stream_dict,
         weight_loading_mode=weight_loading_mode,
         bias=bias,
         layer_idx=layer_idx,
         apply_router_weight_on_input=apply_router_weight_on_input,
         quant_config=override_quant_config,
-        **options,
+        **sizes,
+        **kind,
     )
     return made
+
+
+def _sizes(
+    config: Any, num_experts: int | None, hidden_size: int | None, intermediate_size: int | None
+) -> dict[str, int]:
+    """Sizes as given, else from the HuggingFace config."""
+    counts = COUNTS[:1] if active() == "1.2" else COUNTS
+    found = {
+        "num_experts": _given(num_experts, config, counts),
+        "hidden_size": _given(hidden_size, config, ("hidden_size",)),
+        "intermediate_size": _given(intermediate_size, config, WIDTHS),
+    }
+    for name, size in found.items():
+        assert size is not None, f"create_moe: {name} is neither given nor in the config"
+    return {name: int(size) for name, size in found.items() if size is not None}
 
 
 #: MoE's constructor with the parameters that only the factory passes.
