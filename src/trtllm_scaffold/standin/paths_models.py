@@ -9,7 +9,8 @@ MODELS_AT = f"{T}.models"
 
 _ROUTING = (
     "BaseMoeRoutingMethod DefaultMoeRoutingMethod RenormalizeMoeRoutingMethod"
-    " RenormalizeNaiveMoeRoutingMethod Llama4RenormalizeMoeRoutingMethod SparseMixerMoeRoutingMethod StaticMoeRoutingMethod"
+    " RenormalizeNaiveMoeRoutingMethod Llama4RenormalizeMoeRoutingMethod"
+    " SparseMixerMoeRoutingMethod StaticMoeRoutingMethod"
     " LoadBalancedMoeRoutingMethod"
 )
 _BIASED_NEW = (
