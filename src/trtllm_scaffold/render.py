@@ -79,9 +79,7 @@ def _existing_parent(dest: Path) -> Path:
 
 
 @contextmanager
-def rendered_aside(
-    answers: Answers, owned_files: Mapping[str, Any], dest: Path
-) -> Iterator[Path]:
+def rendered_aside(answers: Answers, owned_files: Mapping[str, Any], dest: Path) -> Iterator[Path]:
     """Renders a port beside `dest` and yields it; removed unless `publish` moved it.
 
     Args:

@@ -110,6 +110,8 @@ class Fitter:
         return any(map(self._is_computed, _names(expr)))
 
     def _is_computed(self, name: str) -> bool:
+        if name in _computed(self._configs[-1]):  # read-only: a port could not set it anyway
+            return False
         key = (getattr(self._configs[-1], "attribute_map", None) or {}).get(name, name)
         if name in self._held or key in self._held:
             return False

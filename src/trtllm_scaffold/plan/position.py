@@ -15,6 +15,7 @@ _TAKES_ORIGINAL = ("llama3", "longrope", "yarn")
 _NOTHING: Answers = {
     "rope_style": "",
     "rope_partial": False,
+    "rope_dim": "",
     "rope_scaling": "",
     "rope_scalings": [],
     "rope_original_length": False,
@@ -85,11 +86,14 @@ def _rope(spec: ModelSpec) -> Answers:
     if len(ropes) > 1 and not by_type and thetas == {""}:
         raise Refused("position.rope", "layers rotate differently, and no key says how")
     partial = any(rope.dim.value != head_dim for rope in ropes)
+    dim = _one("position.rope.dim", {code(rope.dim) if rope.dim.expr else "" for rope in ropes})
+    dim = dim if partial else ""
     kinds_have_rope = any(_has_rope(layer) for layer in spec.layer_kinds)
     plain = ["default"] if any(rope.scaling is None for rope in ropes) else []
     return {
         "rope_style": _one("position.style", {rope.style for rope in ropes}),
-        "rope_partial": partial,
+        "rope_partial": partial and not dim,
+        "rope_dim": dim,
         "rope_scaling": kind,
         "rope_scalings": plain + ([kind] if kind else []),
         "rope_original_length": kind in _TAKES_ORIGINAL,
@@ -99,7 +103,7 @@ def _rope(spec: ModelSpec) -> Answers:
         "rope_condition": condition_of(spec, "position", _has_rope, True)
         if kinds_have_rope
         else "",
-        "rope_reads_parameters": thetas == {""} or bool(kind) or partial,
+        "rope_reads_parameters": thetas == {""} or bool(kind) or (partial and not dim),
         "rope_inverse": _one("position.direction", {str(rope.inverse) for rope in ropes}) == "True",
     }
 
