@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.kinds import check_uniform
 from trtllm_scaffold.infer.labels import norm_label, position_kind
+from trtllm_scaffold.infer.layer_numbers import scale_form
 from trtllm_scaffold.infer.trace import Observation, observe
 
 SIZES = {
@@ -94,8 +96,9 @@ def test_layernorm_plus_one_and_squared_relu() -> None:
 def test_norm_on_the_branch_with_windows() -> None:
     seen = look("exaone4", layer_types=MIXED, sliding_window=4)
     assert set(seen.layers[0].block.norms) == {"attention_output_norm", "mlp_output_norm"}
-    with pytest.raises(Refused, match=r"position: layers differ in position.style"):
-        check_uniform(seen)
+    ropes = [layer.attention.rope for layer in seen.layers]
+    assert ropes[0] is not None and ropes[1] is None
+    check_uniform(seen)
 
 
 def test_interleaved_partial_rope() -> None:
@@ -137,10 +140,18 @@ def test_multi_query_without_fused_groups() -> None:
     assert (seen.layers[0].attention.heads, seen.layers[0].attention.kv_heads) == (4, 1)
 
 
-def test_one_scale_for_each_layer_is_refused() -> None:
+def test_one_scale_for_each_layer() -> None:
     seen = look("gpt2", n_embd=64, n_layer=2, n_head=4, scale_attn_by_inverse_layer_idx=True)
-    with pytest.raises(Refused, match=r"attention: layers differ in attention.scale"):
-        check_uniform(seen)
+    check_uniform(seen)
+    assert [layer.attention.scale for layer in seen.layers] == pytest.approx([0.25, 0.125])
+    assert scale_form([seen]) == "{} / (layer_idx + 1)"
+
+
+def test_layers_of_other_widths_are_refused() -> None:
+    seen = look("llama")
+    odd = replace(seen.layers[1], mlp=replace(seen.layers[1].mlp, intermediate_size=48))
+    with pytest.raises(Refused, match=r"mlp: layers differ in mlp.intermediate_size: 96 and 48"):
+        check_uniform(replace(seen, layers=(seen.layers[0], odd)))
 
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -163,7 +174,6 @@ LATENT = {
         ("bitnet", "attention", {}),
         ("apertus", "mlp", {}),
         ("codegen", "checkpoint", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}),
-        ("nanochat", "position", {}),
         ("doge", "attention", {}),
         ("mamba", "attention", {"num_hidden_layers": 2}),
         ("stablelm", "attention", {"qk_layernorm": True}),

@@ -10,7 +10,7 @@ from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern
 from trtllm_scaffold.infer.labels import structure
 from trtllm_scaffold.infer.normalize import dtype
-from trtllm_scaffold.infer.positions import build_position
+from trtllm_scaffold.infer.positions import build_position, build_ropes
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.quantization import quantization_evidence, read_quantization
 from trtllm_scaffold.infer.shrink import shrink
@@ -49,12 +49,10 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     sizes, sized = infer_sizes(fitter, observed, config, checkpoint)
     quantization = read_quantization(sources.raw, sources.quant)
     declared = quantization_evidence(quantization) if quantization else ()
-    depth = int(sizes.num_hidden_layers.value)
-    pattern = layer_pattern(observations, config, depth)
-    if pattern.key:
-        kinds = f"one of {len(pattern.windows)} kinds for each layer"
-        witnesses.config("attention.window", pattern.key, kinds)
-    position = build_position(builder, config)
+    pattern = layer_pattern(observations, config, sizes.num_hidden_layers)
+    for fact, key in pattern.keys:
+        witnesses.config(fact, key, f"one of {len(pattern.kinds)} kinds for each layer")
+    ropes = build_ropes(builder, pattern, config)
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
@@ -63,11 +61,11 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         **vars(sizes),
         dtype=dtype(sources.raw),
         layer_kinds=tuple(
-            builder.layer(windows, position.rope, condition)
-            for windows, condition in zip(pattern.windows, pattern.conditions, strict=True)
+            builder.layer(kind, rope, pattern.scale_form)
+            for kind, rope in zip(pattern.kinds, ropes, strict=True)
         ),
         layer_pattern=pattern.layers,
-        position=position,
+        position=build_position(builder, ropes, pattern),
         embedding=builder.embedding(),
         head=builder.head(),
         checkpoint=checkpoint,
@@ -104,4 +102,5 @@ def _observed_sizes(observation: Observation) -> ObservedSizes:
         hidden_size=observation.layers[0].layer.input.shape[-1],
         num_hidden_layers=len(observation.layers),
         vocab_size=observation.head.linear.rows,
+        embedding_rows=observation.embedding.rows,
     )

@@ -9,10 +9,12 @@ import torch
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, strip
+from trtllm_scaffold.infer.alibi import AlibiFacts, bias_kind, read_alibi
 from trtllm_scaffold.infer.graph import Value
 from trtllm_scaffold.infer.layers import Layer
 from trtllm_scaffold.infer.norm import NormCall, NormFacts
-from trtllm_scaffold.infer.position import RopeFacts, bias_kind, read_rope
+from trtllm_scaffold.infer.output import GateFacts, read_output
+from trtllm_scaffold.infer.position import RopeFacts, read_rope
 from trtllm_scaffold.infer.scores import Scores, read_scores, read_window
 from trtllm_scaffold.infer.segments import Chain, follow
 
@@ -36,9 +38,12 @@ class AttentionFacts:
         input: What the projections are applied to.
         rope: The rotation, or None.
         score_bias: ``alibi`` or ``relative`` where scores get a bias by position.
+        alibi: The rule of its slopes, where it is ALiBi.
         sinks: The parameter of sink logits, or None.
         norms: The query's and the key's norm.
         scope, when: See `QKNormSpec`.
+        output_norm: The norm over all heads before the output projection, or None.
+        gate: The gate on the heads' outputs, or None.
     """
 
     heads: int
@@ -58,10 +63,13 @@ class AttentionFacts:
     input: Value
     rope: RopeFacts | None
     score_bias: str | None
+    alibi: AlibiFacts | None
     sinks: str | None
     norms: tuple[NormFacts, NormFacts] | None
     scope: Scope
     when: When
+    output_norm: NormFacts | None
+    gate: GateFacts | None
 
 
 def read_attention(layer: Layer) -> AttentionFacts:
@@ -80,7 +88,10 @@ def read_attention(layer: Layer) -> AttentionFacts:
     _check_value(layer, value, key_columns, value_columns, query)
     rope = _rope(layer, query, key)
     scales = _scales(layer, scores, query, key, rope)
+    bias = bias_kind(layer, scores.biases)
     norms, scope, when = _norms(layer, query, key)
+    source = _input(layer, query, key, value)
+    output = read_output(layer, heads, source)
     clips = {query.clip, key.clip, value.clip}
     if len(clips) > 1:
         raise _refused(layer, f"q, k and v are clipped differently: {sorted(map(str, clips))}")
@@ -98,14 +109,17 @@ def read_attention(layer: Layer) -> AttentionFacts:
         value=value,
         key_columns=key_columns,
         value_columns=value_columns,
-        output=_output(layer, heads),
-        input=_input(layer, query, key, value),
+        output=output.linear,
+        input=source,
         rope=rope,
-        score_bias=bias_kind(layer, scores.biases),
-        sinks=None if scores.sinks is None else layer.graph.names[scores.sinks][0],
+        score_bias=bias,
+        alibi=read_alibi(layer, scores.biases, scales[0]) if bias == "alibi" else None,
+        sinks=output.sinks if scores.sinks is None else layer.graph.names[scores.sinks][0],
         norms=norms,
         scope=scope,
         when=when,
+        output_norm=output.norm,
+        gate=output.gate,
     )
 
 
@@ -223,25 +237,6 @@ def _scope(layer: Layer, norm: NormCall, head_dim: int, heads: int) -> Scope:
     if norm.input.shape[-1] % head_dim == 0:
         return "full"
     raise _refused(layer, f"the norm of q or k spans {norm.input.shape[-1]} numbers")
-
-
-def _output(layer: Layer, heads: int) -> Linear:
-    """The projection that takes the heads' outputs side by side."""
-    context = layer.context.outputs[0]
-    found = [lin for lin in layer.linears.values() if strip(lin.input) is context]
-    if len(found) != 1:
-        raise _refused(
-            layer,
-            "the attention's output does not go straight into one projection",
-            "gates and norms between them are not expressed",
-        )
-    batch, sequence = layer.graph.tokens.shape
-    side_by_side = context.data.unflatten(0, (batch, heads)).transpose(1, 2)
-    if not torch.equal(
-        side_by_side.reshape(batch, sequence, -1), found[0].input.data.reshape(batch, sequence, -1)
-    ):
-        raise _refused(layer, "the output projection does not see the heads side by side")
-    return found[0]
 
 
 def _input(layer: Layer, *chains: Chain) -> Value:

@@ -25,6 +25,7 @@ class BlockFacts:
         norms: The norm at each place of `BlockSpec` (``attention_input_norm``, ...).
         attention_coefficient, mlp_coefficient: Factors on the branches.
         down: The last projection of the feed-forward.
+        residual_after_norm: See `BlockSpec`.
     """
 
     parallel: bool
@@ -32,6 +33,7 @@ class BlockFacts:
     attention_coefficient: float
     mlp_coefficient: float
     down: Linear
+    residual_after_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ def read_block(layer: Layer, attention_input: Value, attention_output: Linear) -
     inner = [value for value, _ in total if _is_norm_of_sum(layer, value)]
     if inner:
         return _post(layer, total, inner[0], attention_input, attention_output, norms)
+    normed = _residual_after_norm(layer, total, attention_input, attention_output, norms)
+    if normed is not None:
+        return normed
     branches = _branches(layer, total)
     attention = [b for b in branches if b.linear is attention_output]
     others = [b for b in branches if b.linear is not attention_output]
@@ -105,6 +110,38 @@ def _post(
     _put(norms, "mlp_input_norm", mlp_norm)
     _put(norms, "mlp_output_norm", mlp.output_norm)
     return BlockFacts(False, norms, inner[0].factor, mlp.factor, mlp.linear)
+
+
+def _residual_after_norm(
+    layer: Layer,
+    total: list[tuple[Value, float]],
+    attention_input: Value,
+    attention_output: Linear,
+    norms: dict[str, NormFacts],
+) -> BlockFacts | None:
+    """The form whose sums add to the branch's normed input, or None where it is another."""
+    middles = [value for value, factor in total if factor == 1.0 and layer.norms.at(value)]
+    if len(total) != 2 or len(middles) != 1:
+        return None
+    middle = layer.norms.at(middles[0])
+    assert middle is not None
+    inner = _sum(layer, middle.input)
+    starts = [value for value, factor in inner if factor == 1.0 and layer.norms.at(value)]
+    start = layer.norms.at(starts[0]) if len(starts) == 1 and len(inner) == 2 else None
+    if start is None or not _is_input(layer, start):
+        return None
+    attention = [_branch(layer, v, factor) for v, factor in inner if v is not starts[0]][0]
+    mlp = [_branch(layer, v, factor) for v, factor in total if v is not middles[0]][0]
+    if attention is None or mlp is None or attention.linear is not attention_output:
+        return None
+    source = {_single(layer, linear.input) for linear in _first_linears(layer, mlp.linear)}
+    if _single(layer, attention_input) is not starts[0] or source != {middles[0]}:
+        return None
+    _put(norms, "attention_input_norm", start.facts)
+    _put(norms, "attention_output_norm", attention.output_norm)
+    _put(norms, "mlp_input_norm", middle.facts)
+    _put(norms, "mlp_output_norm", mlp.output_norm)
+    return BlockFacts(False, norms, attention.factor, mlp.factor, mlp.linear, True)
 
 
 def _sum(layer: Layer, value: Value) -> list[tuple[Value, float]]:

@@ -9,7 +9,7 @@ from typing import Any
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_meta_model
 from trtllm_scaffold.infer.header import explain_header
-from trtllm_scaffold.infer.layer_names import LayerNames, fold_shapes
+from trtllm_scaffold.infer.layer_names import LayerNames, fold_head, fold_shapes
 from trtllm_scaffold.infer.roles import RoleLayout
 from trtllm_scaffold.infer.stored import Piece, Stored, match_stored, saved_tensors
 from trtllm_scaffold.sources.checkpoint import CheckpointHeader
@@ -49,10 +49,10 @@ def infer_checkpoint(
     buffers = {name: tuple(b.shape) for name, b in real_model.named_buffers()}
     kept = {name: shape for name, shape in buffers.items() if name in real_model.state_dict()}
     modules = LayerNames.of(parameters)
-    shapes, layers = fold_shapes({**parameters, **kept}, modules)
+    shapes, partial, layers = fold_shapes({**parameters, **kept}, modules)
     names = LayerNames.of(item.name for item in stored)
     needed, dropped = _split(stored, roles, names, modules)
-    tensors = _tensors(needed, roles, names, modules, shapes)
+    tensors = _tensors(needed, roles, names, modules, shapes, partial)
     prefix = f"{getattr(real_model, 'base_model_prefix', '')}."
     base_prefix = prefix if any(t.name.startswith(prefix) for t in tensors) else ""
     spec = CheckpointSpec(tensors=tensors, dropped=dropped, base_prefix=base_prefix)
@@ -63,7 +63,8 @@ def infer_checkpoint(
         for t in tensors
     ]
     if header is not None:
-        more_dropped, more = explain_header(spec, layers, header, real_model)
+        heads = _heads(needed, roles, names, modules, shapes)
+        more_dropped, more = explain_header(spec, layers, heads, header, real_model)
         spec = replace(spec, dropped=tuple({**dict(dropped), **dict(more_dropped)}.items()))
         evidence.extend(more)
     return spec, tuple(evidence)
@@ -97,12 +98,16 @@ def _tensors(
     names: LayerNames,
     modules: LayerNames,
     shapes: Shapes,
+    partial: Mapping[str, tuple[int, ...]],
 ) -> tuple[TensorSpec, ...]:
     """Return one TensorSpec per stored template, all layers agreeing."""
     found: dict[str, TensorSpec] = {}
     for item in stored:
         template, index = names.fold(item.name)
         role = _role(item, roles, modules)
+        if role.head is not None:
+            template = fold_head(template, role.head)
+        sources = [item.buffer] if item.buffer else [piece.parameter for piece in item.pieces]
         tensor = TensorSpec(
             name=template,
             shape=_real_shape(item, modules, shapes),
@@ -110,6 +115,9 @@ def _tensors(
             layout=role.layout,
             transposed=role.transposed,
             per_layer=index is not None,
+            blocks=role.blocks,
+            per_head=role.head is not None,
+            only_layers=partial.get(modules.fold(sources[0])[0], ()),
         )
         other = found.setdefault(template, tensor)
         if other != tensor:
@@ -120,6 +128,30 @@ def _tensors(
                 hint="models whose layers store the same tensors work",
             )
     return tuple(found.values())
+
+
+def _heads(
+    stored: tuple[Stored, ...],
+    roles: Mapping[str, RoleLayout],
+    names: LayerNames,
+    modules: LayerNames,
+    shapes: Shapes,
+) -> dict[str, int]:
+    """Return how many heads of the real model each template with ``{j}`` stands for."""
+    counts: dict[str, int] = {}
+    for item in stored:
+        role = _role(item, roles, modules)
+        if role.head is not None:
+            source = fold_head(modules.fold(item.pieces[0].parameter)[0], role.head)
+            before, _, behind = source.partition("{j}")
+            count = sum(
+                name.startswith(before)
+                and name.endswith(behind)
+                and name[len(before) :][:1].isdigit()
+                for name in shapes
+            )
+            counts[fold_head(names.fold(item.name)[0], role.head)] = count
+    return counts
 
 
 def _role(item: Stored, roles: Mapping[str, RoleLayout], modules: LayerNames) -> RoleLayout:

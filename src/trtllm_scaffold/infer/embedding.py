@@ -9,9 +9,9 @@ import torch
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, linear_at, strip, terms
 from trtllm_scaffold.infer.graph import Graph, Value
-from trtllm_scaffold.infer.norm import NormReader
+from trtllm_scaffold.infer.norm import NormFacts, NormReader
 
-_HINT = "token embeddings with a factor, a projection and learned positions are expressed"
+_HINT = "token embeddings with a factor, a projection, positions and a norm are expressed"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +26,8 @@ class EmbeddingFacts:
         position_weight: The table of learned positions, or None.
         position_offset: Row of position 0 in it.
         position_rows: Its height.
-        sinusoidal: Whether a fixed table is added instead.
+        norm: The norm on all of it, or None.
+        sinusoidal: Rows of a fixed table that are added instead, or None.
     """
 
     weight: Value
@@ -37,7 +38,8 @@ class EmbeddingFacts:
     position_weight: Value | None = None
     position_offset: int = 0
     position_rows: int = 0
-    sinusoidal: bool = False
+    norm: NormFacts | None = None
+    sinusoidal: Value | None = None
 
 
 def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> EmbeddingFacts:
@@ -53,8 +55,11 @@ def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> Embed
 
     token: tuple[Value, float, Linear | None] | None = None
     position: Value | None = None
-    sinusoidal = False
-    for value, factor in terms(first_input, graph, is_atom):
+    sinusoidal: Value | None = None
+    total, norm = terms(first_input, graph, is_atom), None
+    if len(total) == 1 and total[0][1] == 1.0 and (found := norms.at(total[0][0])) is not None:
+        total, norm = terms(found.input, graph, is_atom), found.facts
+    for value, factor in total:
         linear = linear_at(value, graph)
         source, inner = (value, 1.0)
         if linear is not None:
@@ -70,8 +75,10 @@ def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> Embed
             position = source
         elif any(v in graph.parameters for v in graph.ancestors(source)):
             raise _refused(f"a second table is added by {_op(source)}")
+        elif sinusoidal is not None:
+            raise _refused("two fixed tables are added")
         else:
-            sinusoidal = True
+            sinusoidal = source
     if token is None:
         raise _refused("no table is looked up by the token ids")
     table = _table(token[0])
@@ -83,6 +90,7 @@ def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> Embed
         multiplier=token[1],
         projection=token[2],
         sinusoidal=sinusoidal,
+        norm=norm,
     )
     return facts if position is None else _with_positions(facts, position)
 

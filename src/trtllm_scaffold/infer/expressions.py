@@ -61,8 +61,11 @@ TWO = (
     Form("config.{0} // config.{1}", _whole, True),
     Form("(config.{0} // config.{1}) ** -0.5", _whole_power, False),
 )
-#: Small integers, from 2: times, plus, then divided by.
-WITH_INTEGER = tuple(form for kind in zip(*map(_small, range(2, 9)), strict=True) for form in kind)
+#: Small integers: one more; then from 2 times, plus, divided by.
+WITH_INTEGER = (
+    Form("config.{0} + 1", lambda a: a + 1, True),
+    *(form for kind in zip(*map(_small, range(2, 9)), strict=True) for form in kind),
+)
 COMBINED = (
     Form("config.{0} * config.{1}", lambda a, b: a * b, True),
     Form("config.{0} / config.{1}", _ratio, False),

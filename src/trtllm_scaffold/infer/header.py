@@ -30,13 +30,18 @@ _MASKS = ("bias", "masked_bias", "causal_mask", "mask")
 
 
 def explain_header(
-    spec: CheckpointSpec, layers: int, header: CheckpointHeader, model: Any
+    spec: CheckpointSpec,
+    layers: int,
+    heads: Mapping[str, int],
+    header: CheckpointHeader,
+    model: Any,
 ) -> tuple[tuple[tuple[str, str], ...], tuple[Evidence, ...]]:
     """Check a header against the inferred checkpoint, both ways.
 
     Args:
         spec: What the class stores.
         layers: Number of layers of the real model.
+        heads: Number of heads that each template with ``{j}`` stands for.
         header: What the real checkpoint stores.
         model: The real model on the meta device: tells ties, buffers and ignored names.
 
@@ -46,7 +51,7 @@ def explain_header(
     Raises:
         InputError: A tensor is missing, has another shape, or nothing explains it.
     """
-    expected = _expected(spec, layers)
+    expected = _expected(spec, layers, heads)
     aliases = {name: _alias(name, expected, spec.base_prefix) for name in header.tensors}
     found: dict[str, str] = {}
     for name, alias in aliases.items():
@@ -81,12 +86,19 @@ def explain_header(
 
 
 def _first(tensor: TensorSpec) -> str:
-    return tensor.name.replace("{i}", "0", 1)
+    layer = tensor.only_layers[0] if tensor.only_layers else 0
+    return tensor.name.replace("{i}", str(layer), 1).replace("{j}", "0")
 
 
-def _expected(spec: CheckpointSpec, layers: int) -> dict[str, TensorSpec]:
+def _expected(spec: CheckpointSpec, layers: int, heads: Mapping[str, int]) -> dict[str, TensorSpec]:
     names = LayerNames("")
-    return {name: tensor for tensor in spec.tensors for name in names.unfold(tensor.name, layers)}
+    return {
+        name: tensor
+        for tensor in spec.tensors
+        for name in names.unfold(
+            tensor.name, tensor.only_layers or layers, heads.get(tensor.name, 1)
+        )
+    }
 
 
 def _alias(name: str, expected: Mapping[str, TensorSpec], base_prefix: str) -> str | None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.head import DenseFacts
+from trtllm_scaffold.infer.layer_names import fold_head
 from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.infer.output import GateFacts
 from trtllm_scaffold.infer.roles import norm_name
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
 
@@ -20,6 +25,8 @@ def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
         "position.kind": position_kind(observation),
         "position.offset": embedding.position_offset,
         "embedding.projection": _presence(embedding.projection is not None),
+        "embedding.norm": _norm_label(embedding.norm),
+        "embedding.rows": "vocabulary" if embedding.rows == head.linear.rows else "others",
         "embedding.multiplier": _presence(not is_one(embedding.multiplier)),
         "head.final_norm": _norm_label(head.final_norm),
         "head.bias": head.linear.bias is not None,
@@ -27,7 +34,8 @@ def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
         "head.projection": _presence(head.projection is not None),
         "head.multiplier": _presence(not is_one(head.multiplier)),
         "head.softcap": _presence(head.softcap is not None),
-        "checkpoint.roles": str(sorted((k, str(v)) for k, v in observation.roles.items())),
+        "head.dense": None if head.dense is None else _dense_label(head.dense),
+        "checkpoint.roles": str(sorted(_roles(observation))),
     }
     return {**labels, **{fact: ("the model", label) for fact, label in model.items()}}
 
@@ -40,10 +48,11 @@ def is_one(factor: float) -> bool:
 def position_kind(observation: Observation) -> str:
     """A value of `PositionSpec.kind`, or several joined by ``+`` where positions enter twice."""
     attention = observation.layers[0].attention
-    kinds = ["rope"] if attention.rope is not None else []
+    rotates = any(layer.attention.rope is not None for layer in observation.layers)
+    kinds = ["rope"] if rotates else []
     kinds += [attention.score_bias] if attention.score_bias else []
     kinds += ["learned"] if observation.embedding.position_weight is not None else []
-    kinds += ["sinusoidal"] if observation.embedding.sinusoidal else []
+    kinds += ["sinusoidal"] if observation.embedding.sinusoidal is not None else []
     return "+".join(kinds) or "none"
 
 
@@ -58,6 +67,28 @@ def norm_label(norm: NormFacts) -> str:
 
 def _norm_label(norm: NormFacts | None) -> str | None:
     return None if norm is None else norm_label(norm)
+
+
+def _roles(observation: Observation) -> set[tuple[str, str]]:
+    """What each parameter holds, those of several heads once."""
+    return {
+        (name, str(role))
+        if role.head is None
+        else (fold_head(name, role.head), str(replace(role, head=0)))
+        for name, role in observation.roles.items()
+    }
+
+
+def _dense_label(dense: DenseFacts) -> str:
+    bias = " with bias" if dense.linear.bias is not None else ""
+    return f"dense{bias}, {dense.activation}, {norm_label(dense.norm)}"
+
+
+def _gate_label(gate: GateFacts | None) -> str | None:
+    if gate is None:
+        return None
+    bias = " with bias" if gate.linear.bias is not None else ""
+    return f"{gate.activation}, {gate.width}{bias}"
 
 
 def layer_facts(facts: LayerFacts) -> dict[str, Label]:
@@ -97,11 +128,16 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
+        "attention.output_gate": _gate_label(attention.gate),
+        "attention.output_norm": _norm_label(attention.output_norm),
         "position.style": None if attention.rope is None else attention.rope.style,
+        "position.direction": _direction(attention),
         "position.score_bias": attention.score_bias,
+        "position.alibi": None if attention.alibi is None else str(attention.alibi.scaled),
         "norm.kind": ", ".join(dict.fromkeys(norm_label(n) for n in block.norms.values())),
         "block.norms": ", ".join(f"{place} {name}" for place, name in norms.items()),
         "block.parallel": block.parallel,
+        "block.residual": "normed" if block.residual_after_norm else "plain",
         "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
         "block.mlp_coefficient": _presence(not is_one(block.mlp_coefficient)),
         "mlp.kind": mlp.kind,
@@ -119,6 +155,12 @@ def _rope_numbers(attention: AttentionFacts) -> str | None:
     if rope is None:
         return None
     return f"{rope.dim} dimensions, slowest {rope.frequencies[-1]:.3g}"
+
+
+def _direction(attention: AttentionFacts) -> str | None:
+    if attention.rope is None:
+        return None
+    return "inverse" if attention.rope.inverse else "usual"
 
 
 def _presence(seen: bool) -> str:

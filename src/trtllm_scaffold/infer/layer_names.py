@@ -38,13 +38,18 @@ class LayerNames:
             return name, None
         return f"{self.prefix}.{{i}}.{match['rest']}", int(match["index"])
 
-    def unfold(self, template: str, layers: int) -> Iterator[str]:
-        """Yield the names of a template, or the name itself."""
-        if "{i}" not in template:
-            yield template
-            return
-        for index in range(layers):
-            yield template.replace("{i}", str(index), 1)
+    def unfold(self, template: str, layers: int | Iterable[int], heads: int = 1) -> Iterator[str]:
+        """Yield the names of a template, or the name itself.
+
+        Args:
+            template: With ``{i}`` for the layer and ``{j}`` for the head, or without.
+            layers: How many, or which.
+            heads: How many.
+        """
+        indices = range(layers) if isinstance(layers, int) else layers
+        for index in indices if "{i}" in template else (0,):
+            for head in range(heads) if "{j}" in template else (0,):
+                yield template.replace("{i}", str(index), 1).replace("{j}", str(head))
 
 
 def fold_any(name: str) -> str:
@@ -58,11 +63,11 @@ def fold_any(name: str) -> str:
 
 def fold_shapes(
     shapes: Mapping[str, tuple[int, ...]], names: LayerNames
-) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Return the shape of each template, and the number of layers.
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], int]:
+    """Return the shape of each template, the layers of those that some lack, and how many.
 
     Raises:
-        Refused: Layers differ in a shape, or in what they have.
+        Refused: Layers differ in a shape.
     """
     folded: dict[str, dict[int | None, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
@@ -70,6 +75,7 @@ def fold_shapes(
         folded.setdefault(template, {})[index] = shape
     indices = [index for found in folded.values() for index in found if index is not None]
     layers = max(indices, default=-1) + 1
+    partial: dict[str, tuple[int, ...]] = {}
     for template, found in folded.items():
         distinct = list(dict.fromkeys(found.values()))
         if len(distinct) > 1:
@@ -81,10 +87,16 @@ def fold_shapes(
                 hint="models whose layers have equal sizes work",
             )
         if "{i}" in template and len(found) != layers:
-            raise Refused(
-                "checkpoint",
-                f"{len(found)} of {layers} layers have {template}",
-                where="the model's parameters",
-                hint="models whose layers have equal parameters work",
-            )
-    return {template: next(iter(found.values())) for template, found in folded.items()}, layers
+            partial[template] = tuple(sorted(index for index in found if index is not None))
+    shapes = {template: next(iter(found.values())) for template, found in folded.items()}
+    return shapes, partial, layers
+
+
+def fold_head(template: str, head: int) -> str:
+    """Return a template with the last part that is the number `head` replaced by ``{j}``."""
+    parts = template.split(".")
+    places = [place for place, part in enumerate(parts) if part == str(head)]
+    if not places:
+        raise Refused("checkpoint", f"{template} does not say that it is of head {head}")
+    parts[places[-1]] = "{j}"
+    return ".".join(parts)

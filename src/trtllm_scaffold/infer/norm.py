@@ -25,6 +25,8 @@ class NormFacts:
         kind, eps, plus_one: As in `NormSpec`.
         weight, bias: Full parameter names, or None.
         weight_shape: Shape of the weight, () without one.
+        by_head: Full parameter names of the weights, where each head has a module of its own;
+            `weight` is the first of them then.
     """
 
     name: str
@@ -34,6 +36,7 @@ class NormFacts:
     bias: str | None
     plus_one: bool
     weight_shape: tuple[int, ...]
+    by_head: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,4 +1,4 @@
-"""Reads where positions enter: the rotation of queries and keys, or a bias on the scores."""
+"""Reads the rotation of queries and keys from what it does to one head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.graph import Value
 from trtllm_scaffold.infer.layers import Layer
 
 _EXACT = 1e-4
@@ -22,15 +21,17 @@ class RopeFacts:
     Attributes:
         style, dim: See `RopeSpec`.
         frequencies: Radians per position of each rotated pair.
+        inverse: Whether it turns the other way.
     """
 
     style: Literal["neox", "interleaved"]
     dim: int
     frequencies: tuple[float, ...]
+    inverse: bool = False
 
     def agrees(self, other: RopeFacts) -> bool:
         """Whether both are the same rotation."""
-        same = (self.style, self.dim) == (other.style, other.dim)
+        same = (self.style, self.dim, self.inverse) == (other.style, other.dim, other.inverse)
         pairs = zip(self.frequencies, other.frequencies, strict=False)
         return same and all(abs(a - b) <= _EXACT * max(a, b) for a, b in pairs)
 
@@ -69,9 +70,12 @@ def read_rope(layer: Layer, matrices: torch.Tensor, columns: torch.Tensor) -> Ro
     ):
         raise _refused(layer, "it is no rotation")
     angles = torch.atan2(sin, cos)
+    inverse = bool((angles[1] <= _EXACT).all())
+    if inverse:
+        angles = -angles
     if bool((angles[1] < -_EXACT).any()):
-        raise _refused(layer, "it turns the other way")
-    return RopeFacts(style, dim, _frequencies(angles))
+        raise _refused(layer, "some pairs turn the other way")
+    return RopeFacts(style, dim, _frequencies(angles), inverse)
 
 
 def _pairs(layer: Layer, m: torch.Tensor) -> list[tuple[int, int]]:
@@ -118,24 +122,6 @@ def geometric_theta(rope: RopeFacts) -> float | None:
     if any(abs(step - mean) > 1e-3 * max(1.0, abs(mean)) for step in steps):
         return None
     return math.exp(min(steps, key=lambda step: abs(step - mean)))
-
-
-def bias_kind(layer: Layer, biases: list[Value]) -> str | None:
-    """``alibi`` for scores lowered in proportion to the distance, else ``relative``."""
-    if not biases:
-        return None
-    weights = layer.softmax.outputs[0].shape
-    total = torch.zeros(weights, dtype=torch.double)
-    for bias in biases:
-        data = bias.data.double()
-        if data.dim() == 3 and data.shape[0] == weights[0] * weights[1]:
-            data = data.unflatten(0, weights[:2])
-        total = total + data
-    row = total[:, :, -1]
-    steps = row.diff(dim=-1)
-    even = bool(((steps - steps[..., :1]).abs() <= 1e-4 * steps.abs().amax()).all())
-    learned = any(v in layer.graph.parameters for b in biases for v in layer.graph.ancestors(b))
-    return "alibi" if even and not learned else "relative"
 
 
 def _refused(layer: Layer, problem: str) -> Refused:

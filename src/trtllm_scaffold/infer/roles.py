@@ -24,6 +24,7 @@ class RoleLayout:
     """What one parameter holds; see `TensorSpec` for the meaning of the first fields.
 
     Attributes:
+        head: The head whose own tensor it is, or None.
         dropped: Why no port needs it; it has no roles then.
     """
 
@@ -31,6 +32,8 @@ class RoleLayout:
     layout: Layout = "whole"
     transposed: bool = False
     per_layer: bool = True
+    blocks: int = 0
+    head: int | None = None
     dropped: str = ""
 
 
@@ -53,6 +56,10 @@ def layer_roles(
     for name, chain, column in zip("qkv", chains, columns, strict=True):
         parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
     _add(parts, "attention.o", attention.output)
+    if attention.gate is not None:
+        parts.setdefault(attention.gate.linear, []).append(
+            ("attention.gate", attention.gate.columns.sort(1).values)
+        )
     if mlp.gate is not None and mlp.gate_columns is not None:
         parts.setdefault(mlp.gate, []).append(("mlp.gate", mlp.gate_columns[None]))
     parts.setdefault(mlp.up, []).append(("mlp.up", mlp.up_columns[None]))
@@ -62,6 +69,10 @@ def layer_roles(
     for facts in block.norms.values():
         _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
     _put_mlp(table, mlp)
+    if attention.output_norm is not None:
+        _put_norm(table, attention.output_norm, "attention.output_norm")
+    if attention.sinks is not None:
+        table[attention.sinks] = RoleLayout(("attention.sinks",))
     for which, facts in zip("qk", attention.norms or (), strict=False):
         _put_norm(table, facts, f"attention.{which}_norm")
     prefix = f"{layer.name}."
@@ -97,8 +108,19 @@ def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dic
             put(linear.names[0], f"{role}.projection.weight", linear.transposed)
     if embedding.position_weight is not None:
         put(graph.names[embedding.position_weight][0], "position.weight")
-    if head.final_norm is not None:
-        _put_norm(table, head.final_norm, "final_norm", per_layer=False)
+    if head.dense is not None:
+        dense = head.dense.linear
+        put(dense.names[0], "head.dense.weight", dense.transposed)
+        if dense.bias is not None:
+            put(dense.bias, "head.dense.bias")
+    norms = {
+        "embedding.norm": embedding.norm,
+        "head.norm": head.dense and head.dense.norm,
+        "final_norm": head.final_norm,
+    }
+    for role, facts in norms.items():
+        if facts is not None:
+            _put_norm(table, facts, role, per_layer=False)
     return table
 
 
@@ -141,19 +163,23 @@ def _put_linear(
     table: dict[str, RoleLayout], layer: Layer, linear: Linear, held: list[_Part]
 ) -> None:
     held = sorted(held, key=lambda part: int(part[1].min()))
-    layout = _layout(held, linear.rows)
+    layout, blocks = _layout(held, linear.rows), 0
+    if layout is None:
+        blocks = _blocks([column for _, column in held], linear.rows)
+        layout = "blocks" if blocks else None
     if layout is None:
         raise Refused(
             "checkpoint",
             f"the rows of {linear.names[0]} mix {', '.join(role for role, _ in held)} "
             "in an order without a label",
             where=layer.name,
-            hint="parts one after another, per head and per key-value group are expressed",
+            hint="parts one after another, in equal blocks, per head and per group are expressed",
         )
     weights = tuple(f"{role}.weight" for role, _ in held)
-    table[linear.names[0]] = RoleLayout(weights, layout, linear.transposed)
+    table[linear.names[0]] = RoleLayout(weights, layout, linear.transposed, blocks=blocks)
     if linear.bias is not None:
-        table[linear.bias] = RoleLayout(tuple(f"{role}.bias" for role, _ in held), layout)
+        biases = tuple(f"{role}.bias" for role, _ in held)
+        table[linear.bias] = RoleLayout(biases, layout, blocks=blocks)
 
 
 def _layout(held: list[_Part], rows: int) -> Layout | None:
@@ -172,6 +198,18 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     return "per_head" if groups == queries.shape[0] else "per_group"
 
 
+def _blocks(columns: list[torch.Tensor], rows: int) -> int:
+    """The least number of equal blocks that each hold a share of every part, or 0."""
+    heads = min(column.shape[0] for column in columns)
+    for count in range(2, heads + 1):
+        if any(column.shape[0] % count for column in columns):
+            continue
+        mixed = torch.cat([column.reshape(count, -1) for column in columns], 1)
+        if torch.equal(mixed.flatten(), torch.arange(rows)):
+            return count
+    return 0
+
+
 def _put_mlp(table: dict[str, RoleLayout], mlp: MlpFacts) -> None:
     """What a feed-forward stores beside its projections."""
     if mlp.down_norm is not None:
@@ -188,3 +226,5 @@ def _put_norm(
     for name, part in ((facts.weight, "weight"), (facts.bias, "bias")):
         if name is not None:
             table[name] = RoleLayout((f"{role}.{part}",), per_layer=per_layer)
+    for head, name in enumerate(facts.by_head):
+        table[name] = RoleLayout((f"{role}.weight",), head=head)

@@ -2,79 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trtllm_scaffold.errors import InputError, Refused
+from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.normalize import is_per_layer_type, rope_parameters
 from trtllm_scaffold.infer.position import RopeFacts, geometric_theta
 from trtllm_scaffold.infer.rope import attention_factor, explains
-from trtllm_scaffold.infer.trace import Observation
 
 _MEASURED = 1e-3  # relative error of what was solved for, not read
 
 
-def rope_settings(config: Any) -> Mapping[str, Any]:
-    """The rope settings of every layer alike."""
+def entries(config: Any) -> dict[str, Mapping[str, Any]]:
+    """The rope settings by layer type; one entry of no name where they hold for every layer."""
     found = rope_parameters(config)
-    if not is_per_layer_type(found):
-        return found
-    kinds = set(getattr(config, "layer_types", None) or found)
-    used = [entry for name, entry in found.items() if name in kinds] or list(found.values())
-    if any(entry != used[0] for entry in used):
-        raise Refused(
-            "position",
-            "rope differs between layer types",
-            where="config.json: rope_parameters",
-            hint="one rope for all layers is expressed",
-        )
-    return used[0]
+    return dict(found) if is_per_layer_type(found) else {"": found}
 
 
-def seen_rope(observation: Observation) -> RopeFacts:
-    """The rotation of a model that has one."""
-    rope = observation.layers[0].attention.rope
-    assert rope is not None
-    return rope
+def explaining(config: Any, rope: RopeFacts) -> Iterator[str]:
+    """The layer types whose settings yield the frequencies that were seen."""
+    for name, settings in entries(config).items():
+        if settings.get("rope_theta") is not None and explains(settings, rope.frequencies):
+            yield name
 
 
-def read_theta(observation: Observation) -> float:
-    """Theta from the frequencies, or from settings that explain them.
+def shown_theta(rope: RopeFacts) -> float:
+    """Theta by the frequencies alone.
 
     Raises:
-        InputError: The settings give other frequencies than the trace shows.
+        Refused: They are not geometric.
     """
-    rope = seen_rope(observation)
-    settings = rope_settings(observation.config)
-    said, shown = settings.get("rope_theta"), geometric_theta(rope)
-    kind = str(settings.get("rope_type", "default"))
-    if said is None:
-        if shown is None or kind != "default":
-            raise Refused("position", "the frequencies are not geometric, and no theta is given")
-        return _rounded(shown)
-    if not explains(settings, rope.frequencies):
-        seen = "not geometric" if shown is None else f"those of theta {shown:.6g}"
-        raise InputError(
-            f"position.rope: the configuration says {kind} with theta {said:g}, "
-            f"the trace shows frequencies that are {seen}",
-            where=f"{type(observation.config).__name__}: rope settings",
-            hint="another rope type than the class runs, or an unknown one",
-        )
-    return float(said)
+    theta = geometric_theta(rope)
+    if theta is None:
+        raise Refused("position", "the frequencies are not geometric, and no setting explains them")
+    whole = abs(theta - round(theta)) <= _MEASURED * theta
+    return float(round(theta)) if whole else theta  # as it was written
 
 
-def score_scale(observation: Observation) -> float:
+def contradiction(config: Any, rope: RopeFacts) -> InputError:
+    """The error for settings that give other frequencies than the trace shows."""
+    said = [
+        f"{settings.get('rope_type', 'default')} with theta {settings['rope_theta']:g}"
+        for settings in entries(config).values()
+        if settings.get("rope_theta") is not None
+    ]
+    shown = geometric_theta(rope)
+    seen = "not geometric" if shown is None else f"those of theta {shown:.6g}"
+    return InputError(
+        f"position.rope: the configuration says {' and '.join(said)}, "
+        f"the trace shows frequencies that are {seen}",
+        where=f"{type(config).__name__}: rope settings",
+        hint="another rope type than the class runs, or an unknown one",
+    )
+
+
+def score_scale(config: Any, attention: AttentionFacts) -> float:
     """The factor on q.k, without the factor that the rotation of some scalings carries.
+
+    Args:
+        config: The configuration of the tiny model.
+        attention: One layer's attention.
 
     Raises:
         Refused: Dimensions that are not rotated are scaled by another factor.
     """
-    attention = observation.layers[0].attention
     if attention.rope is None:
         return attention.scale
-    config = observation.config
-    longest = getattr(config, "max_position_embeddings", None)
-    factor = attention_factor(rope_settings(config), longest)
+    name = next(explaining(config, attention.rope), None)
+    settings = entries(config)[name] if name is not None else {}
+    factor = attention_factor(settings, getattr(config, "max_position_embeddings", None))
     scale = attention.scale / factor**2
     rest = attention.plain_scale
     if rest is not None and abs(scale - rest) > _MEASURED * abs(rest):
@@ -84,8 +81,3 @@ def score_scale(observation: Observation) -> float:
             f"the rope settings explain a ratio of {factor**2:g}",
         )
     return scale
-
-
-def _rounded(theta: float) -> float:
-    """A measured base as it was written, where it is a whole number."""
-    return float(round(theta)) if abs(theta - round(theta)) <= _MEASURED * theta else theta

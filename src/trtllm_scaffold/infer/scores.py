@@ -11,6 +11,9 @@ from trtllm_scaffold.infer.algebra import scaled, strip
 from trtllm_scaffold.infer.graph import Node, Value
 from trtllm_scaffold.infer.layers import Layer
 
+#: A value that is added to the scores, and the factor on it.
+Bias = tuple[Value, float]
+
 _MASKED = -1e4  # additive masks hold -inf or the smallest float, never a finite bias
 
 
@@ -23,7 +26,7 @@ class Scores:
         factor: Constant factor on the product.
         softcap: c of ``c * tanh(scores / c)``.
         sinks: The parameter whose entries join the softmax as one more column.
-        biases: Values added that are no masks.
+        biases: Values added that are no masks, with their factors.
     """
 
     query: Value
@@ -31,7 +34,7 @@ class Scores:
     factor: float
     softcap: float | None = None
     sinks: Value | None = None
-    biases: list[Value] = field(default_factory=list)
+    biases: list[Bias] = field(default_factory=list)
 
 
 def read_scores(layer: Layer) -> Scores:
@@ -56,7 +59,7 @@ class _Walk:
         self.factor = 1.0
         self.softcap: float | None = None
         self.sinks: Value | None = None
-        self.biases: list[Value] = []
+        self.biases: list[Bias] = []
         self.product: Value | None = None
 
     def step(self, value: Value | None) -> None:
@@ -149,7 +152,9 @@ class _Walk:
             )
         data = value.data * weight
         if bool((data[data > _MASKED] != 0).any()):
-            self.biases.append(value)
+            if self.softcap is not None:
+                raise self._unknown("a bias inside the softcap")
+            self.biases.append((value, weight * self.factor))
 
     def _unknown(self, what: str) -> Refused:
         return Refused(

@@ -10,6 +10,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear
 from trtllm_scaffold.infer.graph import Node, ReplayError, Value
 from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.head_norms import norm_of_heads
 from trtllm_scaffold.infer.norm import NormCall
 
 _HINT = "q, k and v must each come from one linear layer, through views, a norm, a clip and rope"
@@ -101,7 +102,7 @@ def _boundaries(layer: Layer, operand: Value, what: str) -> Chain:
         segments.append(Segment(source, target, layer.graph.path([source], target)))
         if source in layer.linears:
             return Chain(operand, layer.linears[source], norm, clip, segments)
-        found = layer.norms.at(source)
+        found = layer.norms.at(source) or norm_of_heads(layer, source)
         if found is not None:
             if norm is not None:
                 raise _refused(layer, what, "passes two norms")
@@ -121,7 +122,7 @@ def _source(layer: Layer, target: Value, what: str) -> Value:
             continue
         seen.add(value)
         clipped = value.node is not None and value.node.name in ("clamp", "hardtanh")
-        if clipped or layer.is_atom(value):
+        if clipped or layer.is_atom(value) or norm_of_heads(layer, value) is not None:
             found[value] = None
         elif value.node is not None:
             stack.extend(value.node.inputs)

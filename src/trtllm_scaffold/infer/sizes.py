@@ -24,12 +24,14 @@ class ObservedSizes:
     Attributes:
         hidden_size: Width of the layers' input.
         num_hidden_layers: Length of the layer list.
-        vocab_size: Rows of the token embedding.
+        vocab_size: Rows of the head.
+        embedding_rows: Rows of the token embedding.
     """
 
     hidden_size: int
     num_hidden_layers: int
     vocab_size: int
+    embedding_rows: int
 
 
 @dataclass(frozen=True)
@@ -62,33 +64,39 @@ def infer_sizes(
     """
     found: dict[str, Quantity] = {}
     evidence: list[Evidence] = []
-    for name in ("hidden_size", "num_hidden_layers", "vocab_size"):
+    names = ["hidden_size", "num_hidden_layers", "vocab_size"]
+    own_rows = any(sizes.embedding_rows != sizes.vocab_size for sizes in observed)
+    names += ["embedding_rows"] * own_rows
+    for name in names:
         values = [getattr(sizes, name) for sizes in observed]
-        quantity = fitter.fit(name, values, hints=SYNONYMS[name])
+        quantity = fitter.fit(name, values, hints=SYNONYMS.get(name, ("vocab_size",)))
         found[name] = quantity
         evidence.append(Evidence(name, "config", quantity.expr, quantity.value))
         evidence.append(Evidence(name, "trace", "the tiny models", str(values)))
-    for name, tensor, size in _stored_sizes(checkpoint):
+    for name, tensor, size in _stored_sizes(checkpoint, own_rows):
         evidence.append(Evidence(name, "checkpoint", tensor.name, size))
         if size != found[name].value:
             raise Refused(
-                "embedding" if name == "vocab_size" else "checkpoint",
+                "checkpoint" if name == "hidden_size" else "embedding",
                 f"{name} is {found[name].value} by {found[name].expr}, but {tensor.name} has the "
                 f"shape {list(tensor.shape)}, which makes it {size}",
                 where="the model at its real size",
                 hint="models whose embedding, layers and head share their widths work",
             )
+    found.pop("embedding_rows", None)
     length, witness = _length(real_config)
     _check_positions(length, checkpoint)
     return Sizes(max_position_embeddings=length, **found), (*evidence, witness)
 
 
-def _stored_sizes(checkpoint: CheckpointSpec) -> list[tuple[str, TensorSpec, int]]:
+def _stored_sizes(checkpoint: CheckpointSpec, own_rows: bool) -> list[tuple[str, TensorSpec, int]]:
     """Return (size, tensor, value) for the tensors whose shape says a model-wide size."""
     sizes = []
     for tensor in checkpoint.tensors:
         shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
-        if "embedding.weight" in tensor.roles or "head.weight" in tensor.roles:
+        if own_rows and "embedding.weight" in tensor.roles:
+            sizes.append(("embedding_rows", tensor, shape[0]))
+        elif "embedding.weight" in tensor.roles or "head.weight" in tensor.roles:
             sizes.append(("vocab_size", tensor, shape[0]))
         elif tensor.roles in (("attention.o.weight",), ("mlp.down.weight",)):
             sizes.append(("hidden_size", tensor, shape[0]))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.keys import SYNONYMS
-from trtllm_scaffold.infer.kinds import Window
+from trtllm_scaffold.infer.kinds import Kind
 from trtllm_scaffold.infer.labels import is_one
+from trtllm_scaffold.infer.layer_numbers import layer_factor
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.roles import norm_name
@@ -18,7 +19,9 @@ from trtllm_scaffold.infer.trace import LayerFacts, Observation
 from trtllm_scaffold.spec import (
     AttentionSpec,
     BlockSpec,
+    DenseHead,
     EmbeddingSpec,
+    GateSpec,
     HeadSpec,
     LayerKind,
     MlpSpec,
@@ -39,16 +42,23 @@ class Builder:
         observations: One per tiny configuration.
         fitter: Attributes numbers to configuration keys.
         witnesses: Gathers the evidence.
+        picks: For each observation the layer to read; the first where empty.
     """
 
     observations: Sequence[Observation]
     fitter: Fitter
     witnesses: Witnesses
+    picks: tuple[int, ...] = ()
 
     @property
     def first(self) -> LayerFacts:
-        """The first layer of the first observation, whose structure all share."""
-        return self.observations[0].layers[0]
+        """The layer to read of the first observation."""
+        return self.at(self.observations[0])
+
+    def at(self, observation: Observation) -> LayerFacts:
+        """The layer to read of an observation."""
+        picks = dict(zip(map(id, self.observations), self.picks, strict=False))
+        return observation.layers[picks.get(id(observation), 0)]
 
     def fit(
         self,
@@ -69,12 +79,21 @@ class Builder:
         self.witnesses.quantity(fact, where or self.first.layer.name, seen, found)
         return found
 
-    def layer(
-        self, windows: tuple[Window, ...], rope: RopeSpec | None, condition: str
-    ) -> LayerKind:
-        """The spec of the layers with these windows (one per observation)."""
-        attention = self._attention(windows)
-        return LayerKind(attention, self._mlp(), self._block(), rope, condition)
+    def of(self, kind: Kind) -> Builder:
+        """The builder that reads layers of this kind."""
+        return replace(self, picks=kind.picks)
+
+    def layer(self, kind: Kind, rope: RopeSpec | None, scale_form: str) -> LayerKind:
+        """The spec of the layers of one kind.
+
+        Args:
+            kind: The kind.
+            rope: Its rotation.
+            scale_form: See `Pattern`.
+        """
+        own = self.of(kind)
+        attention = own._attention(scale_form)
+        return LayerKind(attention, own._mlp(), own._block(), rope, kind.condition)
 
     def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
         """The spec of one norm."""
@@ -88,14 +107,30 @@ class Builder:
             plus_one=facts.plus_one,
         )
 
-    def _attention(self, windows: tuple[Window, ...]) -> AttentionSpec:
+    def _optional_norm(
+        self, fact: str, read: Callable[[Observation], NormFacts | None]
+    ) -> NormSpec | None:
+        """The spec of a norm that may be absent."""
+        if read(self.observations[0]) is None:
+            return None
+
+        def present(observation: Observation) -> NormFacts:
+            found = read(observation)
+            assert found is not None
+            return found
+
+        return self.norm(fact, present)
+
+    def _attention(self, scale_form: str) -> AttentionSpec:
         facts = self.first.attention
-        fit = self._layer_fit
+        fit, gate = self._layer_fit, facts.gate
         window = None
+        windows = tuple(self.at(o).attention.window for o in self.observations)
         if all(w is not None for w in windows):
-            by_observation = dict(zip(map(id, self.observations), windows, strict=True))
             window = self.fit(
-                "attention.window", lambda o: by_observation[id(o)] or 0, hints=("sliding_window",)
+                "attention.window",
+                lambda o: self.at(o).attention.window or 0,
+                hints=("sliding_window",),
             )
         elif any(w is not None for w in windows):
             raise Refused("attention", f"a window was seen in one tiny model alone: {windows}")
@@ -109,12 +144,17 @@ class Builder:
             k_bias=facts.key.linear.bias is not None,
             v_bias=facts.value.linear.bias is not None,
             o_bias=facts.output.bias is not None,
-            scale=self.fit("attention.scale", score_scale),
+            scale=self._scale(scale_form),
             window=window,
             qk_norm=self._qk_norm(),
             softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),
             sinks=facts.sinks is not None,
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
+            output_gate=gate
+            and GateSpec(gate.activation, gate.width, gate.linear.bias is not None),
+            output_norm=self._optional_norm(
+                "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
+            ),
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         self.witnesses.trace(
@@ -124,13 +164,25 @@ class Builder:
         )
         return spec
 
+    def _scale(self, form: str) -> Quantity:
+        """The softmax scale; `form` says how it goes with the layer, if it does."""
+
+        def read(observation: Observation) -> float:
+            layer = self.at(observation)
+            seen = score_scale(observation.config, layer.attention)
+            return seen / layer_factor(form, layer.layer.index)
+
+        found = self.fit("attention.scale", read)
+        expr = form.format(found.expr) if form else found.expr
+        return Quantity(found.value, expr)
+
     def _qk_norm(self) -> QKNormSpec | None:
         facts = self.first.attention
         if facts.norms is None:
             return None
 
         def read(observation: Observation) -> NormFacts:
-            norms = observation.layers[0].attention.norms
+            norms = self.at(observation).attention.norms
             assert norms is not None
             return norms[0]
 
@@ -147,6 +199,8 @@ class Builder:
             up_bias=facts.up.bias is not None,
             down_bias=facts.down.bias is not None,
             gate_bias=facts.gate is not None and facts.gate.bias is not None,
+            down_norm=self._optional_norm("mlp.down_norm.eps", lambda o: self.at(o).mlp.down_norm),
+            activation_parameters=facts.constants,
         )
 
     def _block(self) -> BlockSpec:
@@ -157,7 +211,7 @@ class Builder:
             place = next(place for place, held in places.items() if held == name)
 
             def read(observation: Observation, place: str = place) -> NormFacts:
-                return observation.layers[0].block.norms[place]
+                return self.at(observation).block.norms[place]
 
             named[name] = self.norm("norm.eps", read)
         spec = BlockSpec(
@@ -165,6 +219,7 @@ class Builder:
             norms=tuple(named.items()),
             attention_coefficient=self._coefficient("attention_coefficient"),
             mlp_coefficient=self._coefficient("mlp_coefficient"),
+            residual_after_norm=block.residual_after_norm,
             **places,  # type: ignore[arg-type]
         )
         self.witnesses.trace("norm.placement", layer.name, spec.placement)
@@ -180,19 +235,19 @@ class Builder:
         return [names[name] for name, _ in modules if name in names]
 
     def _coefficient(self, which: str) -> Quantity | None:
-        seen = [getattr(o.layers[0].block, which) for o in self.observations]
+        seen = [getattr(self.at(o).block, which) for o in self.observations]
         if all(is_one(value) for value in seen):
             return None
         return self._layer_fit(f"block.{which}", lambda f: getattr(f.block, which))
 
     def _layer_fit(self, fact: str, read: Callable[[LayerFacts], int | float]) -> Quantity:
         hints = SYNONYMS.get(fact.rpartition(".")[2], ())
-        return self.fit(fact, lambda o: read(o.layers[0]), hints=hints)
+        return self.fit(fact, lambda o: read(self.at(o)), hints=hints)
 
     def _optional(self, fact: str, read: Callable[[LayerFacts], float | None]) -> Quantity | None:
         if read(self.first) is None:
             return None
-        return self.fit(fact, lambda o: read(o.layers[0]) or 0.0)
+        return self.fit(fact, lambda o: read(self.at(o)) or 0.0)
 
     def embedding(self) -> EmbeddingSpec:
         """The spec of the token embedding."""
@@ -201,10 +256,15 @@ class Builder:
         if not is_one(facts.multiplier):
             multiplier = self.fit("embedding.multiplier", lambda o: o.embedding.multiplier)
         hints = () if facts.projection is not None else ("hidden_size",)
+        rows = None
+        if facts.rows != self.observations[0].head.linear.rows:
+            rows = self.fit("embedding.rows", lambda o: o.embedding.rows, hints=("vocab_size",))
         return EmbeddingSpec(
             dim=self.fit("embedding.dim", lambda o: o.embedding.dim, hints=hints),
             multiplier=multiplier,
             projection=facts.projection is not None,
+            norm=self._optional_norm("embedding.norm.eps", lambda o: o.embedding.norm),
+            rows=rows,
         )
 
     def head(self) -> HeadSpec:
@@ -225,7 +285,21 @@ class Builder:
             multiplier=multiplier,
             softcap=softcap,
             projection=facts.projection is not None,
+            dense=self._dense_head(),
         )
+
+    def _dense_head(self) -> DenseHead | None:
+        facts = self.observations[0].head.dense
+        if facts is None:
+            return None
+
+        def read(observation: Observation) -> NormFacts:
+            dense = observation.head.dense
+            assert dense is not None
+            return dense.norm
+
+        norm = self.norm("head.dense.norm.eps", read)
+        return DenseHead(facts.activation, norm, facts.linear.bias is not None)
 
 
 def _final_norm(observation: Observation) -> NormFacts:

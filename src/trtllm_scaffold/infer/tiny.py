@@ -18,15 +18,16 @@ _FIRST_TOKEN = 3  # ids below are often padding or other special tokens
 
 
 def build(
-    raw: dict[str, Any], config_class: type, model_class: type, *, seed: int
+    raw: dict[str, Any], config_class: type, model_class: type, *, seed: int, eager: bool = True
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """Build and randomise `model_class` on the CPU, fp32, eager attention, eval mode.
+    """Build and randomise `model_class` on the CPU, fp32, eval mode.
 
     Args:
         raw: A tiny configuration as a config.json would hold it.
         config_class: The HF configuration class.
         model_class: The HF causal language model class.
         seed: Of the generator that draws every parameter.
+        eager: Take the attention that is written out, not the class's default one.
 
     Returns:
         The model, and what its class put into each stored buffer of one element: such a buffer
@@ -37,7 +38,8 @@ def build(
     """
     try:
         config = config_class.from_dict(dict(raw))  # type: ignore[attr-defined]
-        config._attn_implementation = "eager"
+        if eager:
+            config._attn_implementation = "eager"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = model_class(config)

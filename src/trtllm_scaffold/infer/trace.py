@@ -59,6 +59,9 @@ def observe(
 ) -> Observation:
     """Build, randomise and trace one tiny model, and read it.
 
+    The written-out attention is read first. Where it has no label, the class's default one is
+    tried: classes exist whose two ways differ (a bias added twice), and users run the default.
+
     Args:
         raw: A tiny configuration.
         config_class: HF's configuration class.
@@ -69,7 +72,21 @@ def observe(
         Refused: A part of the model has no label; names the axis. Or the classes do not build
             or run at this size.
     """
-    model, constants = build(dict(raw), config_class, model_class, seed=seed)
+    try:
+        return _observe(raw, config_class, model_class, seed, eager=True)
+    except Refused as refusal:
+        if refusal.axis not in ("attention", "position"):
+            raise
+        try:
+            return _observe(raw, config_class, model_class, seed, eager=False)
+        except Refused:
+            raise refusal from None
+
+
+def _observe(
+    raw: Mapping[str, Any], config_class: type, model_class: type, seed: int, *, eager: bool
+) -> Observation:
+    model, constants = build(dict(raw), config_class, model_class, seed=seed, eager=eager)
     try:
         graph = record(model, token_ids(model, seed), constants)
     except Exception as err:  # the model's own code raises whatever it likes
@@ -94,13 +111,15 @@ def read(graph: Graph) -> Observation:
         embedding = read_embedding(graph, norms, layers[0].input)
     with _labelled("head", "the logits"):
         head = read_head(graph, norms, layers[-1].output)
-    roles = {f"{name}.{{i}}.{key}": role for key, role in facts[0].roles.items()}
-    for other in facts[1:]:
-        if other.roles != facts[0].roles:
-            raise Refused("checkpoint", "layers store different parameters", where=other.layer.name)
-    roles.update(model_roles(graph, embedding, head))
-    used = {key.replace("{i}", str(i)) for key in roles for i in range(len(layers))}
-    check_all_used(graph, name, used)
+    roles: dict[str, RoleLayout] = {}
+    for layer in facts:
+        for key, role in layer.roles.items():
+            if roles.setdefault(f"{name}.{{i}}.{key}", role) != role:
+                raise Refused("checkpoint", f"layers use {key} differently", where=layer.layer.name)
+    used = {f"{f.layer.name}.{key}" for f in facts for key in f.roles}
+    outside = model_roles(graph, embedding, head)
+    check_all_used(graph, name, used | set(outside))
+    roles.update(outside)
     return Observation(graph.model.config, graph, name, facts, embedding, head, roles)
 
 
