@@ -9,8 +9,8 @@ import torch
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear
 from trtllm_scaffold.infer.graph import Node, ReplayError, Value
-from trtllm_scaffold.infer.layers import Layer
 from trtllm_scaffold.infer.head_norms import norm_of_heads
+from trtllm_scaffold.infer.layers import Layer
 from trtllm_scaffold.infer.norm import NormCall
 
 _HINT = "q, k and v must each come from one linear layer, through views, a norm, a clip and rope"
