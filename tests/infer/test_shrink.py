@@ -11,7 +11,8 @@ from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.infer.keys import is_number, is_scalar, is_token, keys_of
 from trtllm_scaffold.infer.normalize import rope_parameters
 from trtllm_scaffold.infer.shrink import shrink
-from trtllm_scaffold.infer.tiny_sizes import kept_layers, real_sizes
+from trtllm_scaffold.infer.tiny_layers import kept_layers
+from trtllm_scaffold.infer.tiny_sizes import real_sizes
 from trtllm_scaffold.sources.hf_class import HFClasses
 
 STYLES = [("published", 0), ("published", 1), ("odd", 0), ("odd", 1)]
@@ -71,7 +72,7 @@ def test_kind_of_attention_and_widths_are_kept(name, style, variant):
     fraction = rope_parameters(config_of(tiny)).get("partial_rotary_factor", 1.0)
     assert int(head_width(small) * fraction) % 2 == 0
     assert small["vocab_size"] % 2 == 1
-    assert 3 <= small["num_hidden_layers"] <= 4
+    assert 3 <= small["num_hidden_layers"] <= 6
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -186,10 +187,26 @@ def test_synonyms_of_one_size_move_together():
 def test_unknown_keys_are_kept_and_unknown_copies_of_a_size_follow_it():
     raw = load("meta-llama__Llama-2-7b-hf")
     raw["some_table_rows"] = raw["vocab_size"]
-    raw["some_flag"], raw["some_word"], raw["some_small"] = True, "x", 7
+    raw["some_flag"], raw["some_word"], raw["some_large"] = True, "x", 77
     tiny = shrink(raw, classes_of(raw), style="published")
     assert tiny["some_table_rows"] == tiny["vocab_size"]
-    assert (tiny["some_flag"], tiny["some_word"], tiny["some_small"]) == (True, "x", 7)
+    assert (tiny["some_flag"], tiny["some_word"], tiny["some_large"]) == (True, "x", 77)
+
+
+def test_what_layers_may_be_counted_by_becomes_small():
+    raw = load("meta-llama__Llama-2-7b-hf")
+    raw["every_so_many"], raw["global_at"] = 7, [0, 7, 14, 31]
+    raw["by_layer"] = {"7": {"x": 1}, "31": {"x": 2}}
+    for style, variant in STYLES:
+        tiny = shrink(raw, classes_of(raw), style=style, variant=variant)
+        depth = tiny["num_hidden_layers"]
+        assert tiny["every_so_many"] == 2 + variant < depth
+        assert tiny["global_at"][0] == 0 and tiny["global_at"][-1] == depth - 1
+        assert 0 < len(tiny["global_at"]) < depth
+        assert tiny["by_layer"][str(depth - 1)] == {"x": 2} and len(tiny["by_layer"]) == 2
+    whole = shrink(raw, classes_of(raw), style="odd", whole_depth=True)
+    assert whole["num_hidden_layers"] == 32
+    assert all(whole[key] == raw[key] for key in ("every_so_many", "global_at", "by_layer"))
 
 
 def test_a_private_class_is_shrunk_by_its_own_names():

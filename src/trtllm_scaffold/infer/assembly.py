@@ -7,7 +7,7 @@ from typing import Any
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_config
 from trtllm_scaffold.infer.evidence import Witnesses
-from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern
+from trtllm_scaffold.infer.kinds import check_depth, check_uniform, layer_pattern
 from trtllm_scaffold.infer.labels import structure
 from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position, build_ropes
@@ -50,6 +50,9 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     quantization = read_quantization(sources.raw, sources.quant)
     declared = quantization_evidence(quantization) if quantization else ()
     pattern = layer_pattern(observations, config, sizes.num_hidden_layers)
+    depth = int(sizes.num_hidden_layers.value)
+    if depth > max(len(o.layers) for o in observations):
+        check_depth(_observe(sources, classes, 0, whole_depth=True), pattern)
     for fact, key in pattern.keys:
         witnesses.config(fact, key, f"one of {len(pattern.kinds)} kinds for each layer")
     ropes = build_ropes(builder, pattern, config)
@@ -75,9 +78,10 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     )
 
 
-def _observe(sources: Sources, classes: HFClasses, variant: int) -> Observation:
-
-    tiny = shrink(sources.raw, classes, style="odd", variant=variant)
+def _observe(
+    sources: Sources, classes: HFClasses, variant: int, *, whole_depth: bool = False
+) -> Observation:
+    tiny = shrink(sources.raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
     found = observe(tiny, classes.config_class, classes.model_class, seed=variant)
     check_uniform(found)
     return found

@@ -114,8 +114,9 @@ class Graph:
         """The operations that carry `sources` to `target`, in order."""
         reached = set(sources)
         last = -1 if target.node is None else target.node.index
+        start = min((-1 if v.node is None else v.node.index for v in reached), default=-1) + 1
         forward: list[Node] = []
-        for node in self.nodes[: last + 1]:
+        for node in self.nodes[start : last + 1]:
             if any(out in reached for out in node.outputs):
                 continue
             if any(value in reached for value in node.inputs):

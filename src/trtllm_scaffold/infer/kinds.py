@@ -120,6 +120,32 @@ def layer_pattern(
     return Pattern(kinds, layers, named, by_layer, bases)
 
 
+def check_depth(observation: Observation, pattern: Pattern) -> None:
+    """Hold the pattern to a tiny model of the real depth: a rule may show only deep inside.
+
+    Raises:
+        Refused: Two layers of one kind differ.
+    """
+    if scale_form([observation]) != pattern.scale_form:
+        raise _deeper(observation, 0, "the softmax scale goes with the layer in another way")
+    signatures = _signatures(observation, bool(pattern.scale_form), bool(pattern.theta_list))
+    first: dict[int, int] = {}
+    for index, (kind, signature) in enumerate(zip(pattern.layers, signatures, strict=True)):
+        like = signatures[first.setdefault(kind, index)]
+        for (fact, label), (_, other) in zip(signature, like, strict=True):
+            if label != other:
+                raise _deeper(observation, index, f"{fact} is {label}, not {other}")
+
+
+def _deeper(observation: Observation, index: int, problem: str) -> Refused:
+    return Refused(
+        "block",
+        f"in a model of the real depth, {problem}, and nothing in the configuration says so",
+        where=observation.layers[index].layer.name,
+        hint="rules of the layer's place that the configuration states are read",
+    )
+
+
 def _signatures(observation: Observation, by_layer: bool, listed: bool) -> list[_Signature]:
     """What may vary of each layer, numbers that go with the layer left out."""
     found = []

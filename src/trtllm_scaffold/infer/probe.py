@@ -80,6 +80,12 @@ def sets_a_size(source: Mapping[str, Any], key: str, classes: HFClasses) -> bool
     return base is not None and doubled is not None and base.parameters != doubled.parameters
 
 
+def keeps_shapes(source: Mapping[str, Any], edits: Mapping[str, Any], classes: HFClasses) -> bool:
+    """Whether a configuration still builds with `edits`, and every parameter keeps its shape."""
+    base, edited = _build(source, classes), _build({**source, **edits}, classes)
+    return base is not None and edited is not None and base.parameters == edited.parameters
+
+
 def parameter_count(source: Mapping[str, Any], classes: HFClasses) -> int:
     """Return how many numbers the parameters of a configuration's model hold."""
     model = build_meta_model(build_config(source, classes), classes)

@@ -9,6 +9,13 @@ from typing import Any
 from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
 from trtllm_scaffold.infer.normalize import ORIGINAL, is_per_layer_type, rope_parameters
+from trtllm_scaffold.infer.tiny_layers import (
+    Rows,
+    kept_layers,
+    layer_edits,
+    layer_rows,
+    place_edits,
+)
 from trtllm_scaffold.infer.tiny_rope import tiny_rope
 from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
 from trtllm_scaffold.infer.tiny_sizes import (
@@ -16,7 +23,6 @@ from trtllm_scaffold.infer.tiny_sizes import (
     REQUIRED,
     Real,
     Style,
-    kept_layers,
     real_sizes,
     tiny_sizes,
 )
@@ -33,7 +39,12 @@ _MAX_PARAMETERS = 16_000_000
 
 
 def shrink(
-    raw: Mapping[str, Any], classes: HFClasses, *, style: Style, variant: int = 0
+    raw: Mapping[str, Any],
+    classes: HFClasses,
+    *,
+    style: Style,
+    variant: int = 0,
+    whole_depth: bool = False,
 ) -> dict[str, Any]:
     """Return a tiny configuration that builds and runs with the classes of the real one.
 
@@ -45,6 +56,7 @@ def shrink(
         style: ``odd``: sizes and scalars are distinctive, so that a number seen in a trace
             tells which key set it. ``published``: tiny sizes, every published scalar kept.
         variant: 0 or 1. The two odd ones differ in every size and scalar.
+        whole_depth: Keep every layer; by default one of each kind.
 
     Returns:
         JSON-plain keys in the spelling of `raw`. The quantization is left out, unknown keys
@@ -61,19 +73,31 @@ def shrink(
     full = {**source, **effective(config)}
     attribute_map = _attribute_map(source, full, config, classes)
     real = _real(full, attribute_map, rope_parameters(config))
-    sizes = tiny_sizes(real, style, variant)
-    kept = kept_layers(real.layer_rows, BASES[style, variant].layers)
+    layers = real.sizes["num_hidden_layers"]
+    kept = tuple(range(layers))
+    if not whole_depth:
+        kept = _kept(layer_rows(full, layers), style, variant)
+    sizes = tiny_sizes(real, style, variant, len(kept))
 
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
-    edits.update(_layer_edits(source, full, real, kept, sizes))
+    edits.update(layer_edits(source, full, layers, kept, sizes))
     edits.update(without_dropout(source))
     edits.update(tokens_inside(full, sizes["vocab_size"]))
     if style == "odd":
         edits.update(odd_scalars(full, variant))
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
-    return {**tiny, **_unnamed_sizes(tiny, full, edits, classes, variant)}
+    tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
+    if not whole_depth:
+        tiny.update(place_edits(tiny, full, layers, edits, classes, variant))
+    return tiny
+
+
+def _kept(rows: Rows, style: Style, variant: int) -> tuple[int, ...]:
+    """Return the layers that a variant keeps; the second keeps more than the first."""
+    kept = kept_layers(rows, BASES[style, 0].layers)
+    return kept if not variant else kept_layers(rows, max(len(kept) + 1, BASES[style, 1].layers))
 
 
 def _attribute_map(
@@ -119,8 +143,6 @@ def _real(
 ) -> Real:
     sizes = real_sizes(full, attribute_map)
     head_dim = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
-    layers = sizes["num_hidden_layers"]
-    lists = [v for v in full.values() if _is_per_layer(v, layers)]
     entry: Mapping[str, Any] = rope
     if is_per_layer_type(rope):
         entry = next((r for r in rope.values() if r["rope_type"] != "default"), {})
@@ -132,14 +154,7 @@ def _real(
         fraction=float(fraction) if is_number(fraction) else 1.0,
         rope_type=str(entry.get("rope_type", "default")),
         original=original if is_size(original) else None,
-        layer_rows=tuple(
-            tuple(json.dumps(values[index]) for values in lists) for index in range(layers)
-        ),
     )
-
-
-def _is_per_layer(value: Any, layers: int) -> bool:
-    return isinstance(value, list) and len(value) == layers and layers > 1
 
 
 def _size_edits(
@@ -165,7 +180,7 @@ def _size_edits(
     for key, value in full.items():
         if key in ROLE_OF or key in edits or is_token(key) or not is_size(value):
             continue
-        if value > _LARGE and value in known:
+        if (value > _LARGE or "vocab" in key) and value in known:
             edits[key] = known[value]
     return edits
 
@@ -173,26 +188,3 @@ def _size_edits(
 def _derives_head_dim(real: Real) -> bool:
     heads = real.sizes["num_attention_heads"]
     return real.sizes["hidden_size"] == real.head_dim * heads
-
-
-def _layer_edits(
-    source: Mapping[str, Any],
-    full: Mapping[str, Any],
-    real: Real,
-    kept: tuple[int, ...],
-    sizes: Mapping[str, int],
-) -> dict[str, Any]:
-    """Return per-layer lists cut to the kept layers, and counts of layers cut with them."""
-    layers = real.sizes["num_hidden_layers"]
-    edits: dict[str, Any] = {}
-    for key, value in full.items():
-        if _is_per_layer(value, layers):
-            if key in source or len({json.dumps(item) for item in value}) > 1:
-                role = ROLE_OF.get(key)
-                cut = [value[index] for index in kept]
-                size = sizes.get(role) if role else None
-                edits[key] = [size if size and v else v for v in cut]
-        elif is_size(value) and key not in ROLE_OF and ("layers" in key or "first_k" in key):
-            if key in source:
-                edits[key] = sum(index < value for index in kept)
-    return edits

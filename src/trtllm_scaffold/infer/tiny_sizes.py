@@ -26,7 +26,6 @@ class Real:
         fraction: Rotated share of a head.
         rope_type: Type of the rope scaling, ``default`` for none.
         original: Length before the rope scaling.
-        layer_rows: For each layer, its entry in every per-layer list.
     """
 
     sizes: Mapping[str, int]
@@ -34,7 +33,6 @@ class Real:
     fraction: float
     rope_type: str
     original: int | None
-    layer_rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,12 @@ def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dic
     return found
 
 
-def tiny_sizes(real: Real, style: Style, variant: int) -> dict[str, int]:
+def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str, int]:
     """Return the tiny size of every role that the real configuration has.
 
     Kept: MHA, GQA or MQA and the group size up to 4; whether head_dim is hidden_size / heads;
     the rotated share; whether embeddings are projected; the ratio of the lengths around a rope
-    scaling; one layer of each kind, first and last included.
+    scaling. `layers` is the number of layers that are kept.
     """
     base = BASES[style, variant]
     heads, kv_heads = _heads(real.sizes, base)
@@ -109,7 +107,7 @@ def tiny_sizes(real: Real, style: Style, variant: int) -> dict[str, int]:
         "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "intermediate_size": base.intermediate,
-        "num_hidden_layers": len(kept_layers(real.layer_rows, base.layers)),
+        "num_hidden_layers": layers,
         "vocab_size": base.vocab,
         "max_position_embeddings": positions,
         "embedding_size": base.embedding,
@@ -123,24 +121,6 @@ def tiny_sizes(real: Real, style: Style, variant: int) -> dict[str, int]:
     if window >= real.sizes.get("max_position_embeddings", window + 1):
         del sizes["sliding_window"]  # never bites; kept as it is
     return {**sizes, ORIGINAL: original, "effective_head_dim": head_dim}
-
-
-def kept_layers(rows: tuple[tuple[str, ...], ...], count: int) -> tuple[int, ...]:
-    """Return which of the real layers the tiny model keeps, at least `count` where there are.
-
-    The first of each distinct row, the first and the last layer come first; the rest is spread
-    evenly.
-    """
-    last = len(rows) - 1
-    chosen = {0, last} | {rows.index(row) for row in dict.fromkeys(rows)}
-    for step in range(1, count):
-        if len(chosen) >= min(count, len(rows)):
-            break
-        chosen.add(round(step * last / count))
-    remaining = (index for index in range(len(rows)) if index not in chosen)
-    while len(chosen) < min(count, len(rows)):
-        chosen.add(next(remaining))
-    return tuple(sorted(chosen))
 
 
 def _heads(sizes: Mapping[str, int], base: Base) -> tuple[int, int]:
