@@ -10,7 +10,7 @@ from published_configs import ALL, classes_of, config_of, load
 from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_meta_model
-from trtllm_scaffold.infer.layer_names import LayerNames, fold_any, fold_shapes
+from trtllm_scaffold.infer.layer_names import LayerNames, fold_any, fold_head, fold_shapes
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.stored import match_stored, saved_tensors
 from trtllm_scaffold.infer.trace import observe
@@ -242,16 +242,18 @@ def test_names_fold_to_templates():
     assert names.fold("a.h.1.x.w") == ("a.h.{i}.x.w", 1)
     assert names.fold("z.0.w") == ("z.0.w", None)
     assert list(names.unfold("a.h.{i}.x.w", 2)) == ["a.h.0.x.w", "a.h.1.x.w"]
+    assert list(names.unfold("a.h.{i}.x.w", (3, 5))) == ["a.h.3.x.w", "a.h.5.x.w"]
+    assert list(names.unfold("h.{i}.n.{j}", (3,), 2)) == ["h.3.n.0", "h.3.n.1"]
+    assert fold_head("h.{i}.1.norms.1.w", 1) == "h.{i}.1.norms.{j}.w"
     assert fold_any("h.3.attn.bias") == "h.{i}.attn.bias"
     assert fold_any("3.attn.bias") == "{i}.attn.bias"
     assert fold_any("head.bias") == "head.bias"
 
 
-def test_layers_that_differ_are_refused():
+def test_layers_may_lack_a_tensor_but_not_differ_in_its_shape():
     names = LayerNames("l")
     shapes = {"l.0.w": (4, 2), "l.1.w": (4, 2), "t": (3,)}
-    assert fold_shapes(shapes, names) == ({"l.{i}.w": (4, 2), "t": (3,)}, 2)
+    assert fold_shapes(shapes, names) == ({"l.{i}.w": (4, 2), "t": (3,)}, {}, 2)
     with pytest.raises(Refused, match=r"\[4, 2\] and \[5, 2\]"):
         fold_shapes({**shapes, "l.1.w": (5, 2)}, names)
-    with pytest.raises(Refused, match="1 of 2 layers have"):
-        fold_shapes({**shapes, "l.1.extra": (1,)}, names)
+    assert fold_shapes({**shapes, "l.1.extra": (1,)}, names)[1] == {"l.{i}.extra": (1,)}

@@ -169,14 +169,9 @@ LATENT = {
         ("qwen3_moe", "moe", {"num_experts": 4, **EXPERTS}),
         ("gpt_oss", "moe", {"num_local_experts": 4, "layer_types": MIXED, **EXPERTS}),
         ("deepseek_v3", "attention", {**LATENT, **EXPERTS}),
-        ("bloom", "embedding", {"n_layer": 2, "n_head": 4}),
         ("diffllama", "attention", {}),
-        ("bitnet", "attention", {}),
-        ("apertus", "mlp", {}),
-        ("codegen", "checkpoint", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}),
         ("doge", "attention", {}),
         ("mamba", "attention", {"num_hidden_layers": 2}),
-        ("stablelm", "attention", {"qk_layernorm": True}),
     ],
 )
 def test_refusals_name_the_axis(model_type: str, axis: str, changes: dict[str, Any]) -> None:

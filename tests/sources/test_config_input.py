@@ -167,6 +167,12 @@ def test_synonyms_are_checked_too():
         validate_config(gpt2)
 
 
+def test_integers_beyond_every_float_are_refused(llama):
+    for key in ("rope_theta", "rms_norm_eps"):
+        with pytest.raises(InputError, match=f"{key} is an integer of 1329 bits; it must be from"):
+            validate_config({**llama, key: 10**400})
+
+
 def test_quoted_values_are_short_and_printable():
     assert shown("a\x1b[31m\u202e") == r"'a\x1b[31m\u202e'"
     assert len(shown("x" * 10**7)) <= 80

@@ -87,7 +87,7 @@ def _dense_label(dense: DenseFacts) -> str:
 def _gate_label(gate: GateFacts | None) -> str | None:
     if gate is None:
         return None
-    bias = " with bias" if gate.linear.bias is not None else ""
+    bias = " with bias" if gate.spec.bias else ""
     return f"{gate.activation}, {gate.width}{bias}"
 
 

@@ -14,6 +14,7 @@ from trtllm_scaffold.infer.algebra import Linear, moved_from, strip
 from trtllm_scaffold.infer.graph import ReplayError, Value
 from trtllm_scaffold.infer.layers import Layer
 from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.spec import GateSpec
 
 #: Each activation of a gate and its formula.
 _GATES: dict[Literal["sigmoid", "softplus"], Callable[[torch.Tensor], torch.Tensor]] = {
@@ -37,6 +38,11 @@ class GateFacts:
     width: Literal["full", "head"]
     linear: Linear
     columns: torch.Tensor
+
+    @property
+    def spec(self) -> GateSpec:
+        """What the spec says of it."""
+        return GateSpec(self.activation, self.width, self.linear.bias is not None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -115,7 +115,7 @@ def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dic
             put(dense.bias, "head.dense.bias")
     norms = {
         "embedding.norm": embedding.norm,
-        "head.norm": head.dense and head.dense.norm,
+        "head.norm": None if head.dense is None else head.dense.norm,
         "final_norm": head.final_norm,
     }
     for role, facts in norms.items():

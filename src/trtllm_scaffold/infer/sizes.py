@@ -25,13 +25,13 @@ class ObservedSizes:
         hidden_size: Width of the layers' input.
         num_hidden_layers: Length of the layer list.
         vocab_size: Rows of the head.
-        embedding_rows: Rows of the token embedding.
+        embedding_rows: Rows of the token embedding; 0 where they are the same.
     """
 
     hidden_size: int
     num_hidden_layers: int
     vocab_size: int
-    embedding_rows: int
+    embedding_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def infer_sizes(
     found: dict[str, Quantity] = {}
     evidence: list[Evidence] = []
     names = ["hidden_size", "num_hidden_layers", "vocab_size"]
-    own_rows = any(sizes.embedding_rows != sizes.vocab_size for sizes in observed)
+    own_rows = any(sizes.embedding_rows not in (0, sizes.vocab_size) for sizes in observed)
     names += ["embedding_rows"] * own_rows
     for name in names:
         values = [getattr(sizes, name) for sizes in observed]

@@ -21,7 +21,6 @@ from trtllm_scaffold.spec import (
     BlockSpec,
     DenseHead,
     EmbeddingSpec,
-    GateSpec,
     HeadSpec,
     LayerKind,
     MlpSpec,
@@ -150,8 +149,7 @@ class Builder:
             softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),
             sinks=facts.sinks is not None,
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
-            output_gate=gate
-            and GateSpec(gate.activation, gate.width, gate.linear.bias is not None),
+            output_gate=None if gate is None else gate.spec,
             output_norm=self._optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
