@@ -46,8 +46,8 @@ def _whole_power(a: Number, b: Number) -> float | None:
 def _small(n: int) -> tuple[Form, ...]:
     return (
         Form(f"{n} * config.{{0}}", lambda a: n * a, True),
-        Form(f"config.{{0}} + {n}", lambda a: a + n, True),
         Form(f"config.{{0}} // {n}", lambda a: _whole(a, n), True),
+        Form(f"config.{{0}} + {n}", lambda a: a + n, True),
     )
 
 
@@ -61,10 +61,11 @@ TWO = (
     Form("config.{0} // config.{1}", _whole, True),
     Form("(config.{0} // config.{1}) ** -0.5", _whole_power, False),
 )
-#: Small integers: one more; then from 2 times, plus, divided by.
+#: Small integers: times and divided by; a sum comes last, since any two sizes may happen to
+#: differ by a little.
 WITH_INTEGER = (
-    Form("config.{0} + 1", lambda a: a + 1, True),
     *(form for kind in zip(*map(_small, range(2, 9)), strict=True) for form in kind),
+    Form("config.{0} + 1", lambda a: a + 1, True),
 )
 COMBINED = (
     Form("config.{0} * config.{1}", lambda a, b: a * b, True),

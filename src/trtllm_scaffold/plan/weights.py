@@ -70,6 +70,13 @@ def _parts(tensor: TensorSpec) -> tuple[str, ...]:
     return tuple(role.split(".")[1] for role in tensor.roles)
 
 
+def _target_roles(tensor: TensorSpec) -> tuple[str, ...]:
+    """The roles in the order of a transform's results: q, k, v whatever the stored order."""
+    if set(_parts(tensor)) == _QKV:
+        return tuple(sorted(tensor.roles, key=lambda role: "qkv".index(role.split(".")[1])))
+    return tensor.roles
+
+
 def _adds_one(spec: ModelSpec, tensor: TensorSpec) -> bool:
     """Whether the tensor is the weight of a layernorm that is applied as 1 + w."""
     stem, _, kind = tensor.roles[0].rpartition(".")
@@ -90,7 +97,8 @@ def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
                 raise Refused("checkpoint", f"{tensor.name}: transposed and rotated inversely")
             return "swapped_halves"
         return "transposed" if tensor.transposed else ""
-    if set(_parts(tensor)) == _QKV and not inverse:
+    ordered = tensor.layout == "blocks" or _parts(tensor) == ("q", "k", "v")
+    if set(_parts(tensor)) == _QKV and not inverse and ordered:
         return "query_key_value_transposed" if tensor.transposed else "query_key_value"
     rows = tensor.layout == "rows" and not tensor.transposed
     if set(_parts(tensor)) == {"gate", "up"} and rows:
@@ -133,7 +141,7 @@ def plan_weights(spec: ModelSpec) -> Answers:
     order = [_parts(fused).index(part) for part in ("q", "k", "v")] if fused else []
     return {
         "weight_names": [_name(tensor) for tensor in tensors],
-        "weight_targets": [" ".join(map(parameter_name, t.roles)) for t in tensors],
+        "weight_targets": [" ".join(map(parameter_name, _target_roles(t))) for t in tensors],
         "weight_transforms": [_transform(spec, tensor) for tensor in tensors],
         "partial_names": [tensor.name for tensor in tensors if _is_partial(spec, tensor)],
         "qkv_layout": str(fused.layout) if fused else "",

@@ -68,6 +68,7 @@ class Case:
         inputs: Per regime.
         device: Where the port runs; the reference stays on the CPU.
         dtype: Of the port where a check does not name one.
+        backends: Attention backends that have what the port needs.
     """
 
     path: Path
@@ -79,6 +80,7 @@ class Case:
     inputs: list[Inputs]
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    backends: tuple[str, ...] = BACKENDS
     models: dict[tuple[str, int, torch.dtype], Any] = field(default_factory=dict)
 
     def setup(self, inputs: Inputs, backend: str, dtype: torch.dtype | None = None) -> Setup:
@@ -140,7 +142,7 @@ def check_scenario(cases: Sequence[Case], name: str) -> Check:
     for case in cases:
         for inputs in case.inputs:
             longest = max(longest, *(len(tokens) for tokens in inputs.sequences))
-            for backend in BACKENDS:
+            for backend in case.backends:
                 title = " ".join(filter(None, (case.path.name, inputs.regime.name, backend)))
                 error, count, problem = _run(case, inputs, backend, name)
                 errors[title], positions = error, positions + count

@@ -27,6 +27,7 @@ from trtllm_scaffold.verify.pool import WorkerPool
 from trtllm_scaffold.verify.port_module import finding, import_port, load_config, quiet
 from trtllm_scaffold.verify.report import Check, verdict
 from trtllm_scaffold.verify.runtime import start_runtime
+from trtllm_scaffold.verify.scenarios import position_limit
 
 
 def check_meta_init(case: Case) -> Check:
@@ -181,7 +182,7 @@ def _register(package: Path, config: Path, runtime: str, generation: str) -> str
             module = import_port(package)
             pretrained = load_config(config)
             model = runtime_api().AutoModelForCausalLM.from_config(
-                model_config(pretrained, Setup(max_seq_len=int(pretrained.max_position_embeddings)))
+                model_config(pretrained, Setup(max_seq_len=position_limit(pretrained)))
             )
     except Exception as error:  # whatever the port raises is a finding about the port
         return finding(error, package)

@@ -44,7 +44,7 @@ def regimes(config: Any) -> list[Regime]:
     Raises:
         InputError: If its longest sequence is too short to show them.
     """
-    limit = int(config.max_position_embeddings)
+    limit = position_limit(config)
     original = original_length(config)
     if original is not None and _has_two_tables(config):
         short, long = original - STEPS, original + 5
@@ -65,19 +65,24 @@ def regimes(config: Any) -> list[Regime]:
     return [Regime("", limit, (longest, 2 * longest // 3, longest // 2 + 1, 5))]
 
 
+def position_limit(config: Any) -> int:
+    """The longest sequence of `config`; 2048, as the runtime assumes, where it names none."""
+    return int(getattr(config, "max_position_embeddings", None) or 2048)
+
+
 def windows(config: Any) -> list[int]:
     """Every window and chunk of a configuration that some sequence can exceed."""
     found = []
     for name in ("sliding_window", "attention_chunk_size", "window_size"):
         value = getattr(config, name, None)
-        if isinstance(value, int) and 0 < value < int(config.max_position_embeddings):
+        if isinstance(value, int) and 0 < value < position_limit(config):
             found.append(value)
     return found
 
 
 def original_length(config: Any) -> int | None:
     """The length that the rope table was trained for, where scaling extends it."""
-    limit = int(config.max_position_embeddings)
+    limit = position_limit(config)
     sources = [getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")]
     for source in (*sources, vars(config)):
         value = source.get("original_max_position_embeddings") if source else None
