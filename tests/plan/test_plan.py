@@ -6,7 +6,7 @@ import dataclasses
 import json
 
 import pytest
-from sample_specs import SPECS, key, llama, with_attention
+from sample_specs import SPECS, llama, with_attention
 
 from trtllm_scaffold.errors import InputError, Refused, UsageError
 from trtllm_scaffold.plan import plan_port, port_names, support
