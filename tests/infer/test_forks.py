@@ -107,9 +107,8 @@ def test_rope(rope, style):
     assert position.rope.scaling is None
 
 
-def test_rope_that_turns_the_other_way_is_refused():
-    with pytest.raises(Refused, match="position: .*turns the other way"):
-        spec_of(rope="reversed")
+def test_rope_that_turns_the_other_way_is_labelled():
+    assert spec_of(rope="reversed").position.rope.inverse is True
 
 
 def test_no_positions():

@@ -93,11 +93,11 @@ def test_weight_tables_are_literals(ports: Path, name: str) -> None:
     [
         ("llama", "hidden_states, residual = self.input_layernorm", "attention_window_size"),
         ("mistral", "attention_window_size=self.window", "q_norm"),
-        ("qwen3", "QKNormRoPEAttention", "QueryKeyNorm"),
+        ("qwen3", "QKNormRoPEAttention", "ShardedRMSNorm"),
         ("gemma", "use_gemma=True", "LayerNorm("),
         ("gpt2", "embed_positions", "rope"),
         ("cohere", "rope_gptj", "rope_gpt_neox"),
-        ("olmo2", "QueryKeyNorm", "QKNormRoPEAttention"),
+        ("olmo2", "ShardedRMSNorm", "QKNormRoPEAttention"),
         ("opt_350m", "project_in", "self.norm ="),
     ],
 )
