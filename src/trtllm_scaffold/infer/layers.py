@@ -26,8 +26,7 @@ class Layer:
         softmax: The attention's softmax.
         context: The product of the attention weights and the values.
         linears: Its linear layers by output value.
-        boundaries: Values between its input and output where a walk back may stop: outputs of
-            linear layers and norms, by what made them.
+        nodes: Its operations.
     """
 
     index: int
@@ -39,6 +38,7 @@ class Layer:
     softmax: Node
     context: Node
     linears: dict[Value, Linear]
+    nodes: tuple[Node, ...] = ()
 
     def is_atom(self, value: Value) -> bool:
         """Whether a walk back stops here: the input, a linear layer's or a norm's output."""
@@ -115,7 +115,8 @@ def _layer(
             hint="decoders with one residual stream work",
         )
     linears: dict[Value, Linear] = {}
-    for node in graph.nodes[call.first_node : call.last_node]:
+    nodes = tuple(graph.nodes[call.first_node : call.last_node])
+    for node in nodes:
         for value in node.outputs:
             found = linear_at(value, graph)
             if found is not None and found.output is value:
@@ -123,7 +124,8 @@ def _layer(
                     linears.pop(strip(operand), None) if node.name == "add" else None
                 linears[value] = found
     softmax, context = attentions[0]
-    return Layer(index, name, graph, norms, call.input, call.output, softmax, context, linears)
+    ends = call.input, call.output
+    return Layer(index, name, graph, norms, *ends, softmax, context, linears, nodes)
 
 
 def _attentions(graph: Graph) -> list[tuple[Node, Node]]:

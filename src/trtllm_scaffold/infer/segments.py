@@ -11,6 +11,7 @@ from trtllm_scaffold.infer.algebra import Linear
 from trtllm_scaffold.infer.graph import Node, ReplayError, Value
 from trtllm_scaffold.infer.head_norms import norm_of_heads
 from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.matrices import matrices
 from trtllm_scaffold.infer.norm import NormCall
 
 _HINT = "q, k and v must each come from one linear layer, through views, a norm, a clip and rope"
@@ -167,14 +168,13 @@ def _rotations(
     """[sequence, out, in] of the first head, both in the operand's order; None if constant."""
     batch, _, sequence, width = grid.shape
     last = segment.source.shape[-1]
-    columns = (grid[0, 0, 0] % last).tolist()
-    matrix = torch.empty(sequence, width, width)
-    for place, column in enumerate(columns):
-        unit = torch.zeros(segment.source.shape)
-        unit[..., column] = 1.0
-        out = layer.graph.replay(segment.path, {segment.source: unit}, segment.target)
-        matrix[:, :, place] = _grid(out, batch, heads, transposed)[0, 0]
-    return None if bool((matrix == matrix[:1]).all()) else matrix
+
+    def outputs(vector: torch.Tensor) -> torch.Tensor:
+        given = {segment.source: vector.expand(segment.source.shape)}
+        out = layer.graph.replay(segment.path, given, segment.target)
+        return _grid(out, batch, heads, transposed)[0, 0]
+
+    return matrices(outputs, grid[0, 0, 0] % last, last, sequence)
 
 
 def _inner_rotations(
@@ -189,15 +189,14 @@ def _inner_rotations(
         origin: [head_dim] flat places in the source that they are made from.
         sequence: Positions.
     """
-    width, last = first.numel(), segment.source.shape[-1]
+    last = segment.source.shape[-1]
     places = _position_places(segment.target, first, sequence)
-    matrix = torch.empty(sequence, width, width)
-    for place, column in enumerate((origin % last).tolist()):
-        unit = torch.zeros(segment.source.shape)
-        unit[..., column] = 1.0
-        out = layer.graph.replay(segment.path, {segment.source: unit}, segment.target).flatten()
-        matrix[:, :, place] = out[places]
-    return None if bool((matrix == matrix[:1]).all()) else matrix
+
+    def outputs(vector: torch.Tensor) -> torch.Tensor:
+        given = {segment.source: vector.expand(segment.source.shape)}
+        return layer.graph.replay(segment.path, given, segment.target).flatten()[places]
+
+    return matrices(outputs, origin % last, last, sequence)
 
 
 def _position_places(target: Value, first: torch.Tensor, sequence: int) -> torch.Tensor:

@@ -82,16 +82,19 @@ class Builder:
         """The builder that reads layers of this kind."""
         return replace(self, picks=kind.picks)
 
-    def layer(self, kind: Kind, rope: RopeSpec | None, scale_form: str) -> LayerKind:
+    def layer(
+        self, kind: Kind, rope: RopeSpec | None, scale_form: str, window: Quantity | None
+    ) -> LayerKind:
         """The spec of the layers of one kind.
 
         Args:
             kind: The kind.
             rope: Its rotation.
             scale_form: See `Pattern`.
+            window: The window of the layers that have one, where a list holds each layer's.
         """
         own = self.of(kind)
-        attention = own._attention(scale_form)
+        attention = own._attention(scale_form, window)
         return LayerKind(attention, own._mlp(), own._block(), rope, kind.condition)
 
     def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
@@ -120,19 +123,26 @@ class Builder:
 
         return self.norm(fact, present)
 
-    def _attention(self, scale_form: str) -> AttentionSpec:
+    def _window(self, listed: Quantity | None) -> Quantity | None:
+        windows = tuple(self.at(o).attention.window for o in self.observations)
+        if all(w is None for w in windows):
+            return None
+        if any(w is None for w in windows):
+            raise Refused("attention", f"a window was seen in one tiny model alone: {windows}")
+        if listed is not None:
+            self.witnesses.quantity("attention.window", self.first.layer.name, windows, listed)
+            return listed
+        return self.fit(
+            "attention.window",
+            lambda o: self.at(o).attention.window or 0,
+            hints=("sliding_window",),
+        )
+
+    def _attention(self, scale_form: str, listed_window: Quantity | None) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
-        window = None
+        window = self._window(listed_window)
         windows = tuple(self.at(o).attention.window for o in self.observations)
-        if all(w is not None for w in windows):
-            window = self.fit(
-                "attention.window",
-                lambda o: self.at(o).attention.window or 0,
-                hints=("sliding_window",),
-            )
-        elif any(w is not None for w in windows):
-            raise Refused("attention", f"a window was seen in one tiny model alone: {windows}")
         spec = AttentionSpec(
             num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
             num_key_value_heads=fit(
@@ -225,7 +235,7 @@ class Builder:
 
     def _norm_order(self) -> list[str]:
         """Names of the layer's norms in the order of the HF module."""
-        layer, block = self.first.layer, self.first.block
+        layer, block = self.first.origin, self.first.block
         names = {norm.name: norm_name(layer, norm) for norm in block.norms.values()}
         if len(set(names.values())) != len(names):
             raise Refused("norm", f"two norms share a name: {sorted(names)}", where=layer.name)

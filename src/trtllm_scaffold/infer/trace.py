@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
@@ -19,14 +19,23 @@ from trtllm_scaffold.infer.mlp import MlpFacts, read_mlp
 from trtllm_scaffold.infer.norm import NormReader
 from trtllm_scaffold.infer.record import record
 from trtllm_scaffold.infer.roles import RoleLayout, check_all_used, layer_roles, model_roles
+from trtllm_scaffold.infer.signature import signature
 from trtllm_scaffold.infer.tiny import build, token_ids
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LayerFacts:
-    """What was observed of one layer."""
+    """What was observed of one layer.
+
+    Attributes:
+        layer: The layer.
+        origin: The layer that was read: an earlier one where both ran the same operations.
+        attention, mlp, block: Its axes, with the names of the origin.
+        roles: See `layer_roles`.
+    """
 
     layer: Layer
+    origin: Layer
     attention: AttentionFacts
     mlp: MlpFacts
     block: BlockFacts
@@ -106,7 +115,7 @@ def read(graph: Graph) -> Observation:
     """
     norms = NormReader(graph)
     name, layers = find_layers(graph, norms)
-    facts = tuple(_read_layer(layer) for layer in layers)
+    facts = _read_layers(layers)
     with _labelled("embedding", "the first layer's input"):
         embedding = read_embedding(graph, norms, layers[0].input)
     with _labelled("head", "the logits"):
@@ -123,6 +132,18 @@ def read(graph: Graph) -> Observation:
     return Observation(graph.model.config, graph, name, facts, embedding, head, roles)
 
 
+def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
+    """Read every layer, those that ran the same operations once."""
+    known: dict[Hashable, LayerFacts] = {}
+    facts = []
+    for layer in layers:
+        key = signature(layer)
+        if key not in known:
+            known[key] = _read_layer(layer)
+        facts.append(replace(known[key], layer=layer))
+    return tuple(facts)
+
+
 def _read_layer(layer: Layer) -> LayerFacts:
     with _labelled("attention", layer.name):
         attention = read_attention(layer)
@@ -130,7 +151,9 @@ def _read_layer(layer: Layer) -> LayerFacts:
         block = read_block(layer, attention.input, attention.output)
     with _labelled("mlp", layer.name):
         mlp = read_mlp(layer, block.down)
-    return LayerFacts(layer, attention, mlp, block, layer_roles(layer, attention, mlp, block))
+    return LayerFacts(
+        layer, layer, attention, mlp, block, layer_roles(layer, attention, mlp, block)
+    )
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""Tells whether two layers ran the same operations, so that one of them need not be read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from typing import Any
+
+from trtllm_scaffold.infer.graph import Value
+from trtllm_scaffold.infer.layers import Layer
+
+
+def signature(layer: Layer) -> Hashable:
+    """What a layer computes, but for the numbers that its parameters hold.
+
+    Operations with their constants, and where each operand comes from: an operation of the
+    layer, its input, a parameter by its name in the layer, or one certain value from outside.
+    Buffers of the layer count by what they hold, except those that were drawn at random.
+    """
+    places: dict[Value, Hashable] = {layer.input: "input"}
+    seen: list[Hashable] = []
+    for number, node in enumerate(layer.nodes):
+        operands = _described((node.args, node.kwargs), layer, places)
+        seen.append((str(node.op), operands))
+        for index, value in enumerate(node.outputs):
+            places[value] = (number, index, value.shape)
+    return tuple(seen)
+
+
+def _described(tree: Any, layer: Layer, places: dict[Value, Hashable]) -> Hashable:
+    if isinstance(tree, Value):
+        if tree not in places:
+            places[tree] = _outside(tree, layer)
+        return places[tree]
+    if isinstance(tree, (list, tuple)):
+        return tuple(_described(item, layer, places) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((key, _described(item, layer, places)) for key, item in tree.items())
+    return repr(tree)
+
+
+def _outside(value: Value, layer: Layer) -> Hashable:
+    """A value that no operation of the layer made."""
+    names = layer.graph.names.get(value, ())
+    prefix = f"{layer.name}."
+    own = tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+    if not own:
+        return value.index
+    if value in layer.graph.parameters or any(name in layer.graph.constants for name in names):
+        return (own, value.shape)
+    held = value.data.detach().contiguous().numpy().tobytes()
+    return (own, value.shape, hashlib.sha256(held).hexdigest())
