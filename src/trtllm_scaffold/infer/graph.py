@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Node:
     modules: tuple[str, ...]
     outputs: list[Value] = field(default_factory=list)
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name without namespace, overload and in-place mark: ``add``, ``_softmax``."""
         return "" if self.op is None else str(self.op._schema.name).split("::")[1].rstrip("_")

@@ -21,7 +21,7 @@ def signature(layer: Layer) -> Hashable:
     seen: list[Hashable] = []
     for number, node in enumerate(layer.nodes):
         operands = _described((node.args, node.kwargs), layer, places)
-        seen.append((str(node.op), operands))
+        seen.append((node.op, operands))
         for index, value in enumerate(node.outputs):
             places[value] = (number, index, value.shape)
     return tuple(seen)
