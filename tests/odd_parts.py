@@ -93,9 +93,10 @@ class Mill(nn.Module):
         ]
 
     def _split(self, x):
-        """Key, value and query rows in two blocks; [batch, heads, sequence, width] each."""
+        """Key, value and query rows in blocks; [batch, heads, sequence, width] each."""
         batch, length = x.shape[:2]
-        blocks = self.mlp(x).view(batch, length, 2, 3, self.heads // 2, self.width)
+        count = self.heads if "a block per head" in self.parts else 2
+        blocks = self.mlp(x).view(batch, length, count, 3, self.heads // count, self.width)
         key, value, query = blocks.unbind(3)
         return [p.flatten(2, 3).transpose(1, 2) for p in (query, key, value)]
 

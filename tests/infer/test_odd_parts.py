@@ -39,6 +39,11 @@ def test_blocks_in_another_order() -> None:
         assert tensor.roles == tuple(f"attention.{name}.{part}" for name in "kvq")
 
 
+def test_as_many_blocks_as_heads_in_another_order_is_refused() -> None:
+    with pytest.raises(Refused, match="checkpoint: .*lm_head.mlp.bias .* in 4 blocks .* in 8"):
+        spec_of("a block per head")
+
+
 def test_norms_behind_the_heads_and_inside_the_feed_forward() -> None:
     spec = spec_of("output norm", "down norm")
     for norm in (spec.layer.attention.output_norm, spec.layer.mlp.down_norm):

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Hashable
 from typing import Any
 
+import torch
+
 from trtllm_scaffold.infer.graph import Value
 from trtllm_scaffold.infer.layers import Layer
 
@@ -15,7 +17,8 @@ def signature(layer: Layer) -> Hashable:
 
     Operations with their constants, and where each operand comes from: an operation of the
     layer, its input, a parameter by its name in the layer, or one certain value from outside.
-    Buffers of the layer count by what they hold, except those that were drawn at random.
+    Buffers and other tensors that nothing computes count by what they hold, except those that
+    were drawn at random.
     """
     places: dict[Value, Hashable] = {layer.input: "input"}
     seen: list[Hashable] = []
@@ -44,9 +47,10 @@ def _outside(value: Value, layer: Layer) -> Hashable:
     names = layer.graph.names.get(value, ())
     prefix = f"{layer.name}."
     own = tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-    if not own:
-        return value.index
-    if value in layer.graph.parameters or any(name in layer.graph.constants for name in names):
+    if own and (value in layer.graph.parameters or layer.graph.constants.keys() & set(names)):
         return (own, value.shape)
-    held = value.data.detach().contiguous().numpy().tobytes()
+    if not own and value.node is not None:
+        return value.index
+    # a constant, a buffer or an input of the model
+    held = value.data.detach().flatten().contiguous().view(torch.uint8).numpy().tobytes()
     return (own, value.shape, hashlib.sha256(held).hexdigest())
