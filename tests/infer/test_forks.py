@@ -107,8 +107,10 @@ def test_rope(rope, style):
     assert position.rope.scaling is None
 
 
-def test_rope_that_turns_the_other_way_is_labelled():
-    assert spec_of(rope="reversed").position.rope.inverse is True
+def test_rope_that_turns_the_other_way():
+    rope = spec_of(rope="reversed").position.rope
+    assert (rope.style, rope.inverse, rope.theta.value) == ("interleaved", True, 10000.0)
+    assert not spec_of(rope="interleaved").position.rope.inverse
 
 
 def test_no_positions():

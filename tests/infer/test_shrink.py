@@ -7,7 +7,7 @@ import pytest
 import torch
 from published_configs import ALL, PUBLISHED, classes_of, config_of, load
 
-from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.keys import is_number, is_scalar, is_token, keys_of
 from trtllm_scaffold.infer.normalize import rope_parameters
 from trtllm_scaffold.infer.shrink import shrink
@@ -179,7 +179,7 @@ def test_synonyms_of_one_size_move_together():
     raw = load("openai-community__gpt2")
     tiny = shrink(raw, classes_of(raw), style="odd")
     assert tiny["n_ctx"] == tiny["n_positions"] == 72
-    assert tiny["n_embd"] == 192
+    assert tiny["n_embd"] == 144
     assert tiny.get("n_inner") is None
     assert keys_of("hidden_size", {"hidden_size": "n_embd"})[0] == "hidden_size"
 
@@ -195,18 +195,17 @@ def test_unknown_keys_are_kept_and_unknown_copies_of_a_size_follow_it():
 
 def test_what_layers_may_be_counted_by_becomes_small():
     raw = load("meta-llama__Llama-2-7b-hf")
-    raw["every_so_many"], raw["global_at"] = 7, [0, 7, 14, 31]
+    raw["global_at"] = [0, 7, 14, 31]
     raw["by_layer"] = {"7": {"x": 1}, "31": {"x": 2}}
     for style, variant in STYLES:
         tiny = shrink(raw, classes_of(raw), style=style, variant=variant)
         depth = tiny["num_hidden_layers"]
-        assert tiny["every_so_many"] == 2 + variant < depth
         assert tiny["global_at"][0] == 0 and tiny["global_at"][-1] == depth - 1
         assert 0 < len(tiny["global_at"]) < depth
         assert tiny["by_layer"][str(depth - 1)] == {"x": 2} and len(tiny["by_layer"]) == 2
     whole = shrink(raw, classes_of(raw), style="odd", whole_depth=True)
     assert whole["num_hidden_layers"] == 32
-    assert all(whole[key] == raw[key] for key in ("every_so_many", "global_at", "by_layer"))
+    assert all(whole[key] == raw[key] for key in ("global_at", "by_layer"))
 
 
 def test_a_private_class_is_shrunk_by_its_own_names():
@@ -321,7 +320,7 @@ def test_large_sizes_of_unknown_names_become_small():
 def test_missing_sizes_name_the_keys_that_were_looked_for():
     classes = renamed_llama({"breadth": 64})
     raw = {"hidden_size": 64, "vocab_size": 128, "n_layer": 2}
-    with pytest.raises(InputError, match="gives num_attention_heads"):
+    with pytest.raises(Refused, match="attention: no key of the configuration gives num_attention_heads"):
         shrink(raw, classes, style="odd")
 
 

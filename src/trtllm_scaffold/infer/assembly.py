@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_config
 from trtllm_scaffold.infer.evidence import Witnesses
-from trtllm_scaffold.infer.kinds import check_depth, check_uniform, layer_pattern
+from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern, listed_window
 from trtllm_scaffold.infer.labels import structure
 from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position, build_ropes
@@ -49,13 +50,14 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     sizes, sized = infer_sizes(fitter, observed, config, checkpoint)
     quantization = read_quantization(sources.raw, sources.quant)
     declared = quantization_evidence(quantization) if quantization else ()
-    pattern = layer_pattern(observations, config, sizes.num_hidden_layers)
-    depth = int(sizes.num_hidden_layers.value)
-    if depth > max(len(o.layers) for o in observations):
-        check_depth(_observe(sources, classes, 0, whole_depth=True), pattern)
+    depth, deep = sizes.num_hidden_layers, None
+    if depth.value > max(len(o.layers) for o in observations):
+        deep = _observe(sources, classes, 0, whole_depth=True)
+    pattern = layer_pattern(observations, config, depth, deep)
     for fact, key in pattern.keys:
         witnesses.config(fact, key, f"one of {len(pattern.kinds)} kinds for each layer")
     ropes = build_ropes(builder, pattern, config)
+    window = listed_window(observations, pattern, config)
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
@@ -64,7 +66,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         **vars(sizes),
         dtype=dtype(sources.raw),
         layer_kinds=tuple(
-            builder.layer(kind, rope, pattern.scale_form)
+            builder.layer(kind, rope, pattern.scale_form, window)
             for kind, rope in zip(pattern.kinds, ropes, strict=True)
         ),
         layer_pattern=pattern.layers,
@@ -89,6 +91,7 @@ def _observe(
 
 def _agree(witnesses: Witnesses, observations: list[Observation], config: Any) -> None:
     """Hold the two traces to the same structure, and the head to what the configuration says."""
+    _agree_on_blocks(*observations)
     first, second = map(structure, observations)
     for fact, (where, label) in first.items():
         witnesses.agree(fact, ("one tiny model", label), ("another", second[fact][1]))
@@ -98,6 +101,18 @@ def _agree(witnesses: Witnesses, observations: list[Observation], config: Any) -
     if isinstance(said, bool):
         witnesses.config("head.tied", "tie_word_embeddings", said)
         witnesses.agree("head.tied", ("the trace", first["head.tied"][1]), ("the config", said))
+
+
+def _agree_on_blocks(one: Observation, other: Observation) -> None:
+    """A number of blocks must not go with the sizes: a port takes it for a constant."""
+    for name in sorted(one.roles.keys() & other.roles.keys()):
+        first, second = one.roles[name].blocks, other.roles[name].blocks
+        if first != second:
+            raise Refused(
+                "checkpoint",
+                f"{name} is stored in {first} blocks in one tiny model, in {second} in another",
+                hint="a fixed number of blocks is expressed, and q, k and v per head or group",
+            )
 
 
 def _observed_sizes(observation: Observation) -> ObservedSizes:

@@ -48,7 +48,7 @@ class Key:
 
 
 def candidate_keys(configs: Sequence[Any], depths: Sequence[int], depth_expr: str) -> list[Key]:
-    """Every key that two tiny configurations and the real one have, the telling ones first.
+    """Every key that tiny configurations and the real one have, the telling ones first.
 
     Lists with an entry for each layer come first, then lists of layers' places, then numbers
     that a layer's place is compared with, then the place alone.
@@ -58,7 +58,8 @@ def candidate_keys(configs: Sequence[Any], depths: Sequence[int], depth_expr: st
         depths: Their numbers of layers.
         depth_expr: Expression of the number of layers.
     """
-    names = [n for n in sorted(configs[-1].to_dict()) if _usable(n)]
+    sizes = set((getattr(configs[-1], "attribute_map", None) or {}).values())
+    names = [n for n in sorted(configs[-1].to_dict()) if _usable(n) and n not in sizes]
     return [
         *(key for name in names for key in _list_keys(name, configs, depths)),
         *(key for name in names for key in _place_keys(name, configs, depths)),
@@ -83,9 +84,14 @@ def _list_keys(name: str, configs: Sequence[Any], depths: Sequence[int]) -> Iter
     lists = [per_layer(c, name, depth) for c, depth in zip(configs, depths, strict=True)]
     columns = tuple(tuple(listed) for listed in lists if listed is not None)
     entries = [entry for column in columns for entry in column]
-    if len(columns) != len(lists) or not all(map(_is_plain, entries)):
+    if len(columns) != len(lists):
         return
     text = f"config.{name}[layer_idx]"
+    if None in entries:
+        absent = tuple(tuple(entry is None for entry in column) for column in columns)
+        yield Key(name, absent, f"{text} is None", f"{text} is not None")
+    if not all(map(_is_plain, entries)):
+        return
     distinct = set(entries)
     if all(isinstance(entry, bool) for entry in distinct):
         yield Key(name, columns, text, f"not {text}")
@@ -133,6 +139,8 @@ def _number_keys(name: str, configs: Sequence[Any], depths: Sequence[int]) -> It
     values = [value for value in held if is_size(value)]
     if name in ROLE_OF or len(values) != len(held):
         return
+    if any(value >= depth for value, depth in zip(values[:-1], depths, strict=False)):
+        return  # what it would say of layers does not show in a tiny model
     for text, opposite, test in _BY_NUMBER:
         columns = tuple(
             tuple(test(i, value) for i in range(depth))

@@ -27,7 +27,7 @@ class EmbeddingFacts:
         position_offset: Row of position 0 in it.
         position_rows: Its height.
         norm: The norm on all of it, or None.
-        sinusoidal: Rows of a fixed table that are added instead, or None.
+        sinusoidal: [batch, sequence, hidden_size] of a fixed table that is added, or None.
     """
 
     weight: Value
@@ -39,7 +39,7 @@ class EmbeddingFacts:
     position_offset: int = 0
     position_rows: int = 0
     norm: NormFacts | None = None
-    sinusoidal: Value | None = None
+    sinusoidal: torch.Tensor | None = None
 
 
 def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> EmbeddingFacts:
@@ -56,9 +56,11 @@ def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> Embed
     token: tuple[Value, float, Linear | None] | None = None
     position: Value | None = None
     sinusoidal: Value | None = None
-    total, norm = terms(first_input, graph, is_atom), None
+    whole, norm = first_input, None
+    total = terms(whole, graph, is_atom)
     if len(total) == 1 and total[0][1] == 1.0 and (found := norms.at(total[0][0])) is not None:
-        total, norm = terms(found.input, graph, is_atom), found.facts
+        whole, norm = found.input, found.facts
+        total = terms(whole, graph, is_atom)
     for value, factor in total:
         linear = linear_at(value, graph)
         source, inner = (value, 1.0)
@@ -78,7 +80,7 @@ def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> Embed
         elif sinusoidal is not None:
             raise _refused("two fixed tables are added")
         else:
-            sinusoidal = source
+            sinusoidal = value
     if token is None:
         raise _refused("no table is looked up by the token ids")
     table = _table(token[0])
@@ -89,10 +91,19 @@ def read_embedding(graph: Graph, norms: NormReader, first_input: Value) -> Embed
         rows=table.shape[0],
         multiplier=token[1],
         projection=token[2],
-        sinusoidal=sinusoidal,
+        sinusoidal=None if sinusoidal is None else _rest(whole, total, sinusoidal),
         norm=norm,
     )
     return facts if position is None else _with_positions(facts, position)
+
+
+def _rest(whole: Value, total: list[tuple[Value, float]], part: Value) -> torch.Tensor:
+    """What `part` adds to a sum, in the shape of the sum."""
+    rest = whole.data.double()
+    for value, factor in total:
+        if value is not part:
+            rest = rest - factor * value.data.double()
+    return rest
 
 
 def _looks_up(value: Value, graph: Graph) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.conditions import Key, all_of, candidate_keys
+from trtllm_scaffold.infer.conditions import Key, all_of, candidate_keys, per_layer
+from trtllm_scaffold.infer.keys import is_size
 from trtllm_scaffold.infer.labels import Label, layer_facts
-from trtllm_scaffold.infer.layer_numbers import scale_form, theta_list
+from trtllm_scaffold.infer.layer_numbers import scale_form, theta_list, window_list
 from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import Quantity
 
@@ -22,7 +23,16 @@ MAY_VARY = (
     "position.rope",
     "block.norms",
 )
+_WINDOW = ("attention.window",)
+_ROTATION = ("attention.scale", "position.style", "position.direction", "position.rope")
+_NORMS = ("block.norms",)
 _HINT = "layers that differ in window, rope and their first norm are expressed"
+#: Facts -> the field of `Pattern` with the list that holds their numbers.
+_LISTS = {"attention.window": "window_list", "position.style": "theta_list"}
+_STATED = (
+    "a per-layer list such as layer_types, a list of layers, a first number of layers and a "
+    "period are read"
+)
 _PLAIN_NORMS = ("norm.eps", "norm.kind")
 
 _Signature = tuple[tuple[str, Label], ...]
@@ -33,13 +43,19 @@ _Row = tuple[str | int | float | bool, ...]
 class Kind:
     """Layers of equal equations.
 
+    A tiny model need not have a layer of every kind, only one for each axis of it.
+
     Attributes:
-        picks: For each observation, one of its layers of this kind.
+        picks: For each observation, a layer that is like this kind in all but window and norms.
+        window_picks: A layer with the same window.
+        block_picks: A layer with the same norms.
         condition: The Python condition over ``config`` and ``layer_idx``; empty where all
             layers are of this kind.
     """
 
     picks: tuple[int, ...]
+    window_picks: tuple[int, ...]
+    block_picks: tuple[int, ...]
     condition: str = ""
 
 
@@ -54,6 +70,7 @@ class Pattern:
         scale_form: How the softmax scale goes with the layer, as ``{} / (layer_idx + 1)``;
             empty where it does not.
         theta_list: The list that holds each layer's rotary base; empty for none.
+        window_list: The list that holds each layer's window; empty for none.
     """
 
     kinds: tuple[Kind, ...]
@@ -61,6 +78,7 @@ class Pattern:
     keys: tuple[tuple[str, str], ...] = ()
     scale_form: str = ""
     theta_list: str = ""
+    window_list: str = ""
 
 
 def check_uniform(observation: Observation) -> None:
@@ -85,7 +103,10 @@ def check_uniform(observation: Observation) -> None:
 
 
 def layer_pattern(
-    observations: Sequence[Observation], real_config: Any, depth: Quantity
+    observations: Sequence[Observation],
+    real_config: Any,
+    depth: Quantity,
+    deep: Observation | None = None,
 ) -> Pattern:
     """Find the kinds of layers and the real pattern.
 
@@ -93,69 +114,77 @@ def layer_pattern(
         observations: One per tiny configuration.
         real_config: The configuration object of the real size.
         depth: Its number of layers.
+        deep: A tiny model of the real depth, where the others have fewer layers: a rule may
+            show only deep inside.
 
     Raises:
         Refused: Layers differ, and nothing in the configuration tells how.
     """
-    by_layer, bases = scale_form(observations), theta_list(observations, real_config)
-    seen = [_signatures(o, bool(by_layer), bool(bases)) for o in observations]
-    configs = [*(o.config for o in observations), real_config]
-    depths = [*(len(o.layers) for o in observations), int(depth.value)]
+    traced = [*observations, *([deep] if deep else [])]
+    forms = {
+        "scale_form": scale_form(traced),
+        "theta_list": theta_list(traced, real_config),
+        "window_list": window_list(traced, real_config),
+    }
+    seen = [_signatures(o, forms) for o in traced]
+    configs = [*(o.config for o in traced), real_config]
+    depths = [*(len(o.layers) for o in traced), int(depth.value)]
     keys: dict[str, Key] = {}
     for fact in MAY_VARY:
         labels = [[dict(layer)[fact] for layer in layers] for layers in seen]
         if any(len(set(column)) > 1 for column in labels):
-            candidates = [*keys.values(), *candidate_keys(configs, depths, depth.expr)]
+            every = candidate_keys(configs, depths, depth.expr)
+            holding = [k for k in every if k.name and k.name == forms.get(_LISTS.get(fact, ""))]
+            candidates = [*keys.values(), *holding, *every]
             found = next((key for key in candidates if _explains(key, labels)), None)
             if found is None:
-                raise _unexplained(fact, labels[0], observations[0])
+                raise _unexplained(fact, labels, traced)
             keys[fact] = found
     used = tuple(dict.fromkeys(keys.values()))
-    picks, layers = _assign(used, seen, depths)
+    rows = [tuple(key.columns[-1][i] for key in used) for i in range(depths[-1])]
+    signatures = _real_signatures(keys, seen[: len(observations)], depths[-1])
+    distinct = list(dict.fromkeys(signatures))
+    layers = tuple(distinct.index(signature) for signature in signatures)
     kinds = tuple(
-        Kind(picked, _condition(used, _rows(used, -1, depths[-1]), layers, number))
-        for number, picked in enumerate(picks)
+        Kind(
+            picks=_picks(signature, seen, _ROTATION),
+            window_picks=_picks(signature, seen, _WINDOW),
+            block_picks=_picks(signature, seen, _NORMS),
+            condition=_condition(used, rows, layers, number),
+        )
+        for number, signature in enumerate(distinct)
     )
     named = tuple((fact, key.name) for fact, key in keys.items() if key.name)
-    return Pattern(kinds, layers, named, by_layer, bases)
+    return Pattern(kinds, layers, named, **forms)
 
 
-def check_depth(observation: Observation, pattern: Pattern) -> None:
-    """Hold the pattern to a tiny model of the real depth: a rule may show only deep inside.
-
-    Raises:
-        Refused: Two layers of one kind differ.
-    """
-    if scale_form([observation]) != pattern.scale_form:
-        raise _deeper(observation, 0, "the softmax scale goes with the layer in another way")
-    signatures = _signatures(observation, bool(pattern.scale_form), bool(pattern.theta_list))
-    first: dict[int, int] = {}
-    for index, (kind, signature) in enumerate(zip(pattern.layers, signatures, strict=True)):
-        like = signatures[first.setdefault(kind, index)]
-        for (fact, label), (_, other) in zip(signature, like, strict=True):
-            if label != other:
-                raise _deeper(observation, index, f"{fact} is {label}, not {other}")
+def listed_window(
+    observations: Sequence[Observation], pattern: Pattern, real_config: Any
+) -> Quantity | None:
+    """The window by a per-layer list; its value is the longest of a layer that has one."""
+    if not pattern.window_list:
+        return None
+    first = observations[0].layers
+    windowed = [first[kind.window_picks[0]].attention.window is not None for kind in pattern.kinds]
+    listed = per_layer(real_config, pattern.window_list, len(pattern.layers)) or []
+    entries = [e for e, kind in zip(listed, pattern.layers, strict=True) if windowed[kind]]
+    if not all(map(is_size, entries)):
+        raise Refused("attention", f"{pattern.window_list} holds a window that is no number")
+    return Quantity(max(entries), f"config.{pattern.window_list}[layer_idx]") if entries else None
 
 
-def _deeper(observation: Observation, index: int, problem: str) -> Refused:
-    return Refused(
-        "block",
-        f"in a model of the real depth, {problem}, and nothing in the configuration says so",
-        where=observation.layers[index].layer.name,
-        hint="rules of the layer's place that the configuration states are read",
-    )
-
-
-def _signatures(observation: Observation, by_layer: bool, listed: bool) -> list[_Signature]:
+def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Signature]:
     """What may vary of each layer, numbers that go with the layer left out."""
     found = []
     for layer in observation.layers:
         facts = dict(layer_facts(layer))
-        rope = layer.attention.rope
-        facts["attention.window"] = layer.attention.window
-        if by_layer:
+        rope, window = layer.attention.rope, layer.attention.window
+        facts["attention.window"] = window
+        if forms["window_list"] and window is not None:
+            facts["attention.window"] = "by a list"
+        if forms["scale_form"]:
             facts["attention.scale"] = None
-        if listed and rope is not None:
+        if forms["theta_list"] and rope is not None:
             facts["position.rope"] = rope.dim
         found.append(tuple((fact, facts[fact]) for fact in MAY_VARY))
     return found
@@ -173,41 +202,52 @@ def _explains(key: Key, labels: Sequence[Sequence[Label]]) -> bool:
     return True
 
 
-def _rows(keys: Sequence[Key], which: int, depth: int) -> list[_Row]:
-    """For each layer of one configuration the value of every key."""
-    return [tuple(key.columns[which][i] for key in keys) for i in range(depth)]
+def _real_signatures(
+    keys: Mapping[str, Key], seen: Sequence[Sequence[_Signature]], depth: int
+) -> list[tuple[_Signature, ...]]:
+    """For each real layer what may vary, as each tiny model shows it."""
+    found = []
+    for which, signatures in enumerate(seen):
+        plain = dict(signatures[0])
+        tables = {
+            fact: {
+                value: dict(signature)[fact]
+                for value, signature in zip(key.columns[which], signatures, strict=True)
+            }
+            for fact, key in keys.items()
+        }
+        found.append(
+            [
+                tuple(
+                    (fact, tables[fact][keys[fact].columns[-1][i]] if fact in keys else plain[fact])
+                    for fact in MAY_VARY
+                )
+                for i in range(depth)
+            ]
+        )
+    return list(zip(*found, strict=True))
 
 
-def _assign(
-    keys: Sequence[Key], seen: Sequence[Sequence[_Signature]], depths: Sequence[int]
-) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
-    """For each kind its layer in each observation, and for each real layer its kind.
+def _picks(
+    signature: tuple[_Signature, ...], seen: Sequence[Sequence[_Signature]], facts: Sequence[str]
+) -> tuple[int, ...]:
+    """For each tiny model a layer that agrees with a real one in these facts.
 
     Raises:
-        Refused: A real layer is like none of a tiny model.
+        Refused: There is none.
     """
-    tables: list[dict[_Row, int]] = []
-    for which, signatures in enumerate(seen):
-        table: dict[_Row, int] = {}
-        for index, row in enumerate(_rows(keys, which, len(signatures))):
-            table.setdefault(row, index)
-        tables.append(table)
-    picks: dict[tuple[_Signature, ...], tuple[int, ...]] = {}
-    order: list[tuple[_Signature, ...]] = []
-    for index, row in enumerate(_rows(keys, -1, depths[-1])):
-        if any(row not in table for table in tables):
+    picks = []
+    for wanted, layers in zip(signature, seen, strict=False):
+        mine = [dict(wanted)[fact] for fact in facts]
+        found = [i for i, at in enumerate(layers) if [dict(at)[fact] for fact in facts] == mine]
+        if not found:
             raise Refused(
-                "block",
-                f"no layer of a tiny model is like layer {index}",
-                where=", ".join(key.text for key in keys),
+                facts[0].split(".")[0],
+                f"no layer of a tiny model has {', '.join(facts)} of {', '.join(map(str, mine))}",
                 hint=_HINT,
             )
-        at = tuple(table[row] for table in tables)
-        signature = tuple(layers[i] for layers, i in zip(seen, at, strict=True))
-        picks.setdefault(signature, at)
-        order.append(signature)
-    kinds = list(picks)
-    return list(picks.values()), tuple(kinds.index(signature) for signature in order)
+        picks.append(found[0])
+    return tuple(picks)
 
 
 def _condition(keys: Sequence[Key], rows: Sequence[_Row], layers: Sequence[int], kind: int) -> str:
@@ -236,13 +276,17 @@ def _conjunction(keys: Sequence[Key], wanted: Sequence[Sequence[Any]], rows: Seq
     return all_of(parts)
 
 
-def _unexplained(fact: str, labels: Sequence[Label], observation: Observation) -> Refused:
-    differing = next(i for i, label in enumerate(labels) if label != labels[0])
-    return Refused(
-        fact.split(".")[0],
-        f"layers differ in {fact}: {labels[0]} and {labels[differing]}, and nothing in the "
-        "configuration says which",
-        where=observation.layers[differing].layer.name,
-        hint="a per-layer list such as layer_types, a first or last number of layers and a "
-        "period are read",
-    )
+def _unexplained(
+    fact: str, labels: Sequence[Sequence[Label]], traced: Sequence[Observation]
+) -> Refused:
+    for column, observation in zip(labels, traced, strict=True):
+        for layer, label in zip(observation.layers, column, strict=True):
+            if label != column[0]:
+                return Refused(
+                    fact.split(".")[0],
+                    f"layers differ in {fact}: {column[0]} and {label}, and nothing in the "
+                    "configuration says which",
+                    where=f"{layer.layer.name} of {len(column)} layers",
+                    hint=_STATED,
+                )
+    raise AssertionError(f"{fact} is the same in all layers")

@@ -10,7 +10,7 @@ from trtllm_scaffold.infer.conditions import per_layer
 from trtllm_scaffold.infer.keys import is_number
 from trtllm_scaffold.infer.normalize import ROPE_KEYS
 from trtllm_scaffold.infer.position import geometric_theta
-from trtllm_scaffold.infer.trace import Observation
+from trtllm_scaffold.infer.trace import LayerFacts, Observation
 
 _MEASURED = 1e-3
 
@@ -39,30 +39,58 @@ def scale_form(observations: Sequence[Observation]) -> str:
 
 
 def theta_list(observations: Sequence[Observation], real_config: Any) -> str:
-    """The per-layer list that holds every rotating layer's base, where there is one.
+    """The per-layer list that holds every rotating layer's base; empty where there is none."""
+    return _list_of(observations, real_config, _theta, _MEASURED)
 
-    Entries of layers that do not rotate may be anything.
+
+def window_list(observations: Sequence[Observation], real_config: Any) -> str:
+    """The per-layer list that holds every window; empty where there is none."""
+    return _list_of(observations, real_config, _window, 0.0)
+
+
+def _theta(layer: LayerFacts) -> float | None:
+    rope = layer.attention.rope
+    theta = None if rope is None else geometric_theta(rope)
+    return math.nan if rope is not None and theta is None else theta
+
+
+def _window(layer: LayerFacts) -> float | None:
+    return layer.attention.window
+
+
+def _list_of(
+    observations: Sequence[Observation],
+    real_config: Any,
+    read: Callable[[LayerFacts], float | None],
+    rtol: float,
+) -> str:
+    """The list whose entry is the number of each layer that has one; other entries do not matter.
+
+    Args:
+        observations: The tiny models.
+        real_config: Its lists are looked through.
+        read: The number of a layer, None for none.
+        rtol: Relative tolerance.
     """
     for name in sorted(real_config.to_dict()):
-        if name not in ROPE_KEYS and all(_holds_thetas(o, name) for o in observations):
+        if name not in ROPE_KEYS and all(_holds(o, name, read, rtol) for o in observations):
             return name
     return ""
 
 
-def _holds_thetas(observation: Observation, name: str) -> bool:
+def _holds(
+    observation: Observation,
+    name: str,
+    read: Callable[[LayerFacts], float | None],
+    rtol: float,
+) -> bool:
     listed = per_layer(observation.config, name, len(observation.layers))
-    if listed is None or not all(map(is_number, listed)):
+    if listed is None or not name.isidentifier():
         return False
-    rotations = [layer.attention.rope for layer in observation.layers]
-    thetas = [None if rope is None else geometric_theta(rope) for rope in rotations]
-    pairs = [
-        (theta, entry)
-        for rope, theta, entry in zip(rotations, thetas, listed, strict=True)
-        if rope is not None
-    ]
+    seen = [(read(f), entry) for f, entry in zip(observation.layers, listed, strict=True)]
+    pairs = [(number, entry) for number, entry in seen if number is not None]
     return bool(pairs) and all(
-        theta is not None and math.isclose(theta, entry, rel_tol=_MEASURED)
-        for theta, entry in pairs
+        is_number(entry) and math.isclose(number, entry, rel_tol=rtol) for number, entry in pairs
     )
 
 

@@ -223,10 +223,9 @@ def _alibi(builder: Builder) -> AlibiSpec:
 def _sinusoidal(builder: Builder) -> SinusoidalSpec:
     found = []
     for observation in builder.observations:
-        value = observation.embedding.sinusoidal
-        assert value is not None
-        data = value.data.reshape(-1, *value.shape[-2:])
-        if bool((data != data[:1]).any()):
+        data = observation.embedding.sinusoidal
+        assert data is not None
+        if bool(((data - data[:1]).abs() > _MEASURED).any()):
             raise Refused("position", "a fixed table is added that differs between sequences")
         found.append(read_sinusoid(data[0]))
     if len(set(found)) > 1:

@@ -80,10 +80,53 @@ def sets_a_size(source: Mapping[str, Any], key: str, classes: HFClasses) -> bool
     return base is not None and doubled is not None and base.parameters != doubled.parameters
 
 
-def keeps_shapes(source: Mapping[str, Any], edits: Mapping[str, Any], classes: HFClasses) -> bool:
-    """Whether a configuration still builds with `edits`, and every parameter keeps its shape."""
-    base, edited = _build(source, classes), _build({**source, **edits}, classes)
-    return base is not None and edited is not None and base.parameters == edited.parameters
+def live_edits(
+    source: Mapping[str, Any], edits: Mapping[str, Any], classes: HFClasses
+) -> dict[str, Any]:
+    """Return those edits of a tiny configuration that change its logits, and no shape.
+
+    An edit that the class does not accept, or at which it does not run, is left out.
+    """
+    shapes = _shapes(source, classes)
+    kept = {
+        key: value
+        for key, value in edits.items()
+        if shapes is not None and _shapes({**source, key: value}, classes) == shapes
+    }
+    if not kept or (before := _logits(source, classes)) is None:
+        return {}
+    together = _logits({**source, **kept}, classes)
+    live = {}
+    for key, value in kept.items():
+        alone = _logits({**source, key: value}, classes)
+        without = _logits({**source, **kept, key: source[key]}, classes)
+        if _differ(before, alone) or (alone is not None and _differ(together, without)):
+            live[key] = value
+    return live
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Whether both ran, to different logits."""
+    return first is not None and second is not None and not first.equal(second)
+
+
+def _shapes(source: Mapping[str, Any], classes: HFClasses) -> Mapping[str, _Shape] | None:
+    built = _build(source, classes)
+    return None if built is None else built.parameters
+
+
+def _logits(source: Mapping[str, Any], classes: HFClasses) -> Any:
+    """Logits of the model with random parameters; None where it does not run."""
+    import torch
+
+    from trtllm_scaffold.infer.tiny import build, token_ids
+
+    try:
+        model, _ = build(dict(source), classes.config_class, classes.model_class, seed=0)
+        with torch.no_grad():
+            return model(input_ids=token_ids(model, 0), use_cache=False, return_dict=True).logits
+    except Exception:  # the model's own code raises whatever it likes; then nothing is learnt
+        return None
 
 
 def parameter_count(source: Mapping[str, Any], classes: HFClasses) -> int:

@@ -109,6 +109,10 @@ class _Walk:
                 self._sink(other)
             elif value.node.name == "add":
                 self._extra(other, float(value.node.kwargs.get("alpha", 1.0)))
+            elif value.node.name == "sub" and not self._is_maximum(other):
+                if other is operands[0]:
+                    raise self._unknown("scores that are subtracted")
+                self._extra(other, -float(value.node.kwargs.get("alpha", 1.0)))
             elif self._holds_product(other) and not self._is_maximum(other):
                 raise self._unknown(value.node.name)
         return main[0]

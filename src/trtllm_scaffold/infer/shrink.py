@@ -14,7 +14,6 @@ from trtllm_scaffold.infer.tiny_layers import (
     kept_layers,
     layer_edits,
     layer_rows,
-    place_edits,
 )
 from trtllm_scaffold.infer.tiny_rope import tiny_rope
 from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
@@ -26,6 +25,7 @@ from trtllm_scaffold.infer.tiny_sizes import (
     real_sizes,
     tiny_sizes,
 )
+from trtllm_scaffold.infer.tiny_unknown import unknown_edits
 from trtllm_scaffold.sources.hf_class import HFClasses
 
 #: Keys that belong to the published files, not to the model.
@@ -63,7 +63,8 @@ def shrink(
         are kept.
 
     Raises:
-        InputError: The class rejects the configuration, or sizes are missing.
+        InputError: The class rejects the configuration.
+        Refused: A size is missing.
     """
     source = {k: v for k, v in json.loads(json.dumps(dict(raw))).items()}
     for key in _NOT_OF_THE_MODEL:
@@ -89,8 +90,9 @@ def shrink(
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
     tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
-    if not whole_depth:
-        tiny.update(place_edits(tiny, full, layers, edits, classes, variant))
+    tiny.update(
+        unknown_edits(tiny, full, layers, edits, classes, style, variant, counts=not whole_depth)
+    )
     return tiny
 
 

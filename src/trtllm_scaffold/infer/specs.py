@@ -94,8 +94,10 @@ class Builder:
             window: The window of the layers that have one, where a list holds each layer's.
         """
         own = self.of(kind)
-        attention = own._attention(scale_form, window)
-        return LayerKind(attention, own._mlp(), own._block(), rope, kind.condition)
+        found = replace(self, picks=kind.window_picks)._window(window)
+        block = replace(self, picks=kind.block_picks)._block()
+        attention = own._attention(scale_form, found)
+        return LayerKind(attention, own._mlp(), block, rope, kind.condition)
 
     def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
         """The spec of one norm."""
@@ -125,6 +127,8 @@ class Builder:
 
     def _window(self, listed: Quantity | None) -> Quantity | None:
         windows = tuple(self.at(o).attention.window for o in self.observations)
+        seen = "none" if None in windows else f"{' and '.join(map(str, windows))} keys seen"
+        self.witnesses.trace("attention.window", self.first.layer.name, seen)
         if all(w is None for w in windows):
             return None
         if any(w is None for w in windows):
@@ -138,11 +142,9 @@ class Builder:
             hints=("sliding_window",),
         )
 
-    def _attention(self, scale_form: str, listed_window: Quantity | None) -> AttentionSpec:
+    def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
-        window = self._window(listed_window)
-        windows = tuple(self.at(o).attention.window for o in self.observations)
         spec = AttentionSpec(
             num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
             num_key_value_heads=fit(
@@ -165,11 +167,6 @@ class Builder:
             ),
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
-        self.witnesses.trace(
-            "attention.window",
-            self.first.layer.name,
-            "none" if window is None else f"{' and '.join(map(str, windows))} keys seen",
-        )
         return spec
 
     def _scale(self, form: str) -> Quantity:

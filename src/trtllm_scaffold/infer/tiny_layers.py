@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtllm_scaffold.infer.conditions import is_places
-from trtllm_scaffold.infer.keys import ROLE_OF, is_inert, is_size, is_token
-from trtllm_scaffold.infer.normalize import ROPE_KEYS
-from trtllm_scaffold.sources.hf_class import HFClasses
+from trtllm_scaffold.infer.keys import ROLE_OF, is_size, is_token
 
 Rows = tuple[tuple[str, ...], ...]
 
@@ -101,37 +99,3 @@ def layer_edits(
             if key in source:
                 edits[key] = sum(index < value for index in kept)
     return edits
-
-
-def place_edits(
-    tiny: Mapping[str, Any],
-    full: Mapping[str, Any],
-    layers: int,
-    edited: Mapping[str, Any],
-    classes: HFClasses,
-    variant: int,
-) -> dict[str, int]:
-    """Return small values for the integers that layers' places may be compared with.
-
-    A period or a first number of layers lies between 2 and the number of layers and sets no
-    shape. It becomes 2 or 3, so that three or four layers show what it does.
-
-    Args:
-        tiny: The tiny configuration so far.
-        full: Every value of the real configuration.
-        layers: Its number of layers.
-        edited: Keys that are settled.
-        classes: The model's HF classes.
-        variant: See `shrink`.
-    """
-    from trtllm_scaffold.infer.probe import keeps_shapes  # imports torch
-
-    found = {
-        key: 2 + variant
-        for key, value in full.items()
-        if key not in edited and key not in ROLE_OF and key not in ROPE_KEYS
-        if is_size(value) and 2 <= value <= layers and not is_token(key) and not is_inert(key)
-    }
-    if not found or keeps_shapes(tiny, found, classes):
-        return found
-    return {k: v for k, v in found.items() if keeps_shapes(tiny, {k: v}, classes)}

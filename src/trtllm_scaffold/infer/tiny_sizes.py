@@ -6,14 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.keys import SYNONYMS, is_size, keys_of
 from trtllm_scaffold.infer.normalize import ORIGINAL
 
 Style = Literal["odd", "published"]
 
-#: Roles without which a configuration cannot be shrunk.
-REQUIRED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+#: Roles without which a configuration cannot be shrunk, and the axis that lacks its size.
+_AXES = {
+    "hidden_size": "embedding",
+    "num_attention_heads": "attention",
+    "num_hidden_layers": "block",
+    "vocab_size": "embedding",
+}
+REQUIRED = tuple(_AXES)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dic
         attribute_map: The class's own map from canonical names to its keys.
 
     Raises:
-        InputError: The sizes without which no decoder can be built are missing.
+        Refused: A size without which no decoder can be built is missing.
     """
     found = {}
     for role in SYNONYMS:
@@ -81,7 +87,8 @@ def real_sizes(full: Mapping[str, Any], attribute_map: Mapping[str, str]) -> dic
                 found[role] = value
     for role in REQUIRED:
         if role not in found:
-            raise InputError(
+            raise Refused(
+                _AXES[role],
                 f"no key of the configuration gives {role}",
                 where="config.json",
                 hint="looked for " + ", ".join(keys_of(role, attribute_map)),
@@ -97,7 +104,7 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
     scaling. `layers` is the number of layers that are kept.
     """
     base = BASES[style, variant]
-    heads, kv_heads = _heads(real.sizes, base)
+    heads, kv_heads = _heads(real.sizes, base, style)
     head_dim = _head_dim(real, base)
     hidden = heads * _hidden_per_head(real, head_dim, 4 * variant if style == "odd" else 0)
     positions, original = _lengths(real, base)
@@ -123,13 +130,15 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
     return {**sizes, ORIGINAL: original, "effective_head_dim": head_dim}
 
 
-def _heads(sizes: Mapping[str, int], base: Base) -> tuple[int, int]:
+def _heads(sizes: Mapping[str, int], base: Base, style: Style) -> tuple[int, int]:
+    """Return the tiny heads; in the odd style a power of two only where the real ones are."""
     heads = sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads", heads)
+    mha = base.mha if style != "odd" or heads & (heads - 1) == 0 else base.mha // 4 * 3
     if kv_heads >= heads:
-        return base.mha, base.mha
+        return mha, mha
     if kv_heads == 1:
-        return base.mha, 1
+        return mha, 1
     group = heads // kv_heads if heads // kv_heads in (2, 4) else 4
     if heads // kv_heads == 3:
         return (12, 4) if base.kv_heads % 2 == 0 else (9, 3)
