@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -14,6 +15,8 @@ from trtllm_scaffold.infer import infer
 from trtllm_scaffold.sources import Sources
 from trtllm_scaffold.sources.hf_class import HFClasses
 from trtllm_scaffold.spec import ModelSpec, TensorSpec
+
+torch.set_num_threads(1)
 
 SIZES = {
     "vocab_size": 512,

@@ -7,6 +7,8 @@ import torch
 
 from trtllm_scaffold.infer.matrices import matrices
 
+torch.set_num_threads(1)
+
 SEQUENCE, WIDTH, LAST = 12, 24, 60
 
 

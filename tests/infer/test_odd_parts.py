@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from odd_parts import CLASSES, raw
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer import infer
 from trtllm_scaffold.sources import Sources
 from trtllm_scaffold.spec import ModelSpec
+
+torch.set_num_threads(1)
 
 
 def spec_of(*parts: str) -> ModelSpec:
