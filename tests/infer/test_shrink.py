@@ -320,7 +320,7 @@ def test_large_sizes_of_unknown_names_become_small():
 def test_missing_sizes_name_the_keys_that_were_looked_for():
     classes = renamed_llama({"breadth": 64})
     raw = {"hidden_size": 64, "vocab_size": 128, "n_layer": 2}
-    with pytest.raises(Refused, match="attention: no key of the configuration gives num_attention_heads"):
+    with pytest.raises(Refused, match="attention: no key .* gives num_attention_heads"):
         shrink(raw, classes, style="odd")
 
 

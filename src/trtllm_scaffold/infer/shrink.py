@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
 from trtllm_scaffold.infer.normalize import ORIGINAL, is_per_layer_type, rope_parameters
@@ -37,6 +38,9 @@ _LARGE = 128
 #: A tiny model with more parameters than this has a size that no known name sets.
 _MAX_PARAMETERS = 16_000_000
 
+#: One with more than this is not built: its sizes hide where nothing can make them small.
+_MOST_PARAMETERS = 150_000_000
+
 
 def shrink(
     raw: Mapping[str, Any],
@@ -64,7 +68,7 @@ def shrink(
 
     Raises:
         InputError: The class rejects the configuration.
-        Refused: A size is missing.
+        Refused: A size is missing, or some cannot be made small.
     """
     source = {k: v for k, v in json.loads(json.dumps(dict(raw))).items()}
     for key in _NOT_OF_THE_MODEL:
@@ -135,6 +139,15 @@ def _unnamed_sizes(
     for key in left:
         if sets_a_size({**tiny, key: full[key]}, key, classes):
             small[key] = 44 + 12 * len(small) + 8 * variant
+    left_over = parameter_count({**tiny, **small}, classes)
+    if left_over > _MOST_PARAMETERS:
+        raise Refused(
+            "model",
+            f"the smallest {classes.model_class.__name__} still has {left_over:,} parameters: "
+            "sizes of unknown names, or in nested configurations",
+            where="config.json",
+            hint="models whose sizes are numbers at the top of the configuration are observed",
+        )
     return small
 
 
