@@ -134,7 +134,7 @@ def _heads(sizes: Mapping[str, int], base: Base, style: Style) -> tuple[int, int
     """Return the tiny heads; in the odd style a power of two only where the real ones are."""
     heads = sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads", heads)
-    mha = base.mha if style != "odd" or heads & (heads - 1) == 0 else base.mha // 4 * 3
+    mha = base.mha if style != "odd" or heads & (heads - 1) == 0 else base.mha // 2 * 3
     if kv_heads >= heads:
         return mha, mha
     if kv_heads == 1:

@@ -95,6 +95,7 @@ class LLM:
             trust_remote_code=trust_remote_code,
             attn_backend=args.attn_backend,
             max_num_tokens=args.max_num_tokens,
+            max_seq_len=args.max_seq_len,  # as the ModelLoader of pyexecutor does
         )
         self.model = loaded
         self._engine = _engine(loaded, args)
