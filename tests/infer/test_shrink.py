@@ -179,7 +179,7 @@ def test_synonyms_of_one_size_move_together():
     raw = load("openai-community__gpt2")
     tiny = shrink(raw, classes_of(raw), style="odd")
     assert tiny["n_ctx"] == tiny["n_positions"] == 72
-    assert tiny["n_embd"] == 144
+    assert tiny["n_embd"] == 288
     assert tiny.get("n_inner") is None
     assert keys_of("hidden_size", {"hidden_size": "n_embd"})[0] == "hidden_size"
 

@@ -43,10 +43,15 @@ class Real:
 
 @dataclass(frozen=True)
 class Base:
-    """The numbers that one style starts from; no two are equal, and none is a usual size."""
+    """The numbers that one style starts from; no two are equal, and none is a usual size.
+
+    `mha` is the number of heads where the real one is a power of two, and `uneven` where it is
+    not: ALiBi's slopes follow another rule there.
+    """
 
     head_dims: tuple[int, ...]
     mha: int
+    uneven: int
     kv_heads: int
     intermediate: int
     vocab: int
@@ -60,10 +65,10 @@ class Base:
 #: Odd sizes differ between the variants in every entry. `published` sizes divide by 8 where
 #: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know.
 BASES: dict[tuple[str, int], Base] = {
-    ("published", 0): Base((32, 40, 64, 48), 4, 2, 176, 131, 3, 96, 32, 5, 112),
-    ("published", 1): Base((64, 80, 96), 4, 2, 208, 139, 4, 112, 28, 6, 144),
-    ("odd", 0): Base((48, 80, 112, 144), 4, 2, 156, 137, 3, 72, 24, 5, 84),
-    ("odd", 1): Base((40, 44, 52, 56), 8, 3, 228, 157, 4, 104, 28, 7, 124),
+    ("published", 0): Base((32, 40, 64, 48), 4, 4, 2, 176, 131, 3, 96, 32, 5, 112),
+    ("published", 1): Base((64, 80, 96), 4, 4, 2, 208, 139, 4, 112, 28, 6, 144),
+    ("odd", 0): Base((48, 80, 112, 144), 4, 6, 2, 156, 137, 3, 72, 24, 5, 84),
+    ("odd", 1): Base((40, 44, 52, 56), 8, 7, 3, 228, 157, 4, 104, 28, 7, 124),
 }
 
 
@@ -104,7 +109,7 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
     scaling. `layers` is the number of layers that are kept.
     """
     base = BASES[style, variant]
-    heads, kv_heads = _heads(real.sizes, base, style)
+    heads, kv_heads = _heads(real.sizes, base)
     head_dim = _head_dim(real, base)
     hidden = heads * _hidden_per_head(real, head_dim, 4 * variant if style == "odd" else 0)
     positions, original = _lengths(real, base)
@@ -130,11 +135,11 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
     return {**sizes, ORIGINAL: original, "effective_head_dim": head_dim}
 
 
-def _heads(sizes: Mapping[str, int], base: Base, style: Style) -> tuple[int, int]:
-    """Return the tiny heads; in the odd style a power of two only where the real ones are."""
+def _heads(sizes: Mapping[str, int], base: Base) -> tuple[int, int]:
+    """Return the tiny heads and the tiny heads of keys and values."""
     heads = sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads", heads)
-    mha = base.mha if style != "odd" or heads & (heads - 1) == 0 else base.mha // 2 * 3
+    mha = base.mha if heads & (heads - 1) == 0 else base.uneven
     if kv_heads >= heads:
         return mha, mha
     if kv_heads == 1:
