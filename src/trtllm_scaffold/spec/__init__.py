@@ -8,6 +8,7 @@ from trtllm_scaffold.spec.evidence import Evidence
 from trtllm_scaffold.spec.head import DenseHead, HeadSpec
 from trtllm_scaffold.spec.mlp import ACTIVATIONS, MlpSpec
 from trtllm_scaffold.spec.model import LayerKind, ModelSpec
+from trtllm_scaffold.spec.moe import MoeSpec, RouterSpec, SharedSpec
 from trtllm_scaffold.spec.norm import NormSpec
 from trtllm_scaffold.spec.position import (
     AlibiSpec,
@@ -36,6 +37,7 @@ __all__ = [
     "LearnedSpec",
     "MlpSpec",
     "ModelSpec",
+    "MoeSpec",
     "NormSpec",
     "PositionSpec",
     "QKNormSpec",
@@ -43,6 +45,8 @@ __all__ = [
     "QuantizationSpec",
     "RopeScaling",
     "RopeSpec",
+    "RouterSpec",
+    "SharedSpec",
     "SinusoidalSpec",
     "TensorSpec",
 ]

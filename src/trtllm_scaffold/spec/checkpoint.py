@@ -11,9 +11,11 @@ from typing import Literal
 #: ``per_head``   for each head its q, k and v rows: [heads, 3, head_dim, ...];
 #: ``per_group``  for each key-value head its query heads, then k, then v:
 #:                [kv_heads, heads / kv_heads + 2, head_dim, ...];
+#: ``alternating`` two parts row by row: first, second, first, second, ...;
 #: ``blocks``     a fixed number of equal blocks, each with its share of the parts' rows one after
 #:                another, in the order of `roles`: [blocks, parts, heads / blocks * head_dim, ...].
-Layout = Literal["whole", "rows", "per_head", "per_group", "blocks"]
+#: For stacked experts it describes one expert's matrix.
+Layout = Literal["whole", "rows", "per_head", "per_group", "alternating", "blocks"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,19 @@ class TensorSpec:
             ``attention.gate.weight|bias``, ``attention.output_norm.weight``,
             ``attention.sinks``, ``mlp.gate|up|down.weight|bias``, ``mlp.down_norm.weight``,
             ``mlp.activation.<parameter>``, ``embedding.norm.weight|bias``,
-            ``head.dense.weight|bias``, ``head.norm.weight|bias``.
+            ``head.dense.weight|bias``, ``head.norm.weight|bias``. In a layer of experts
+            ``moe.router.weight|bias``, ``moe.router.selection_bias``,
+            ``moe.gate|up|down.weight|bias`` (one expert's), ``moe.shared.gate|up|down.weight|bias``
+            and ``moe.shared_gate.weight``.
         layout: How the roles lie in the tensor.
         transposed: Stored [in, out] instead of [out, in] (applies before `layout`).
         per_layer: Whether there is one such tensor per layer.
         blocks: Number of blocks of the layout ``blocks``.
         per_head: The name has ``{j}`` as well: one such tensor per head, to be stacked
             (norms that each head has for itself).
+        experts: How many experts' parts it holds: ``one`` (the name has ``{e}`` as well, or it is
+            no expert's), ``stacked`` along a dimension of its own ([num_experts, ...]), or
+            ``flat``, one after another along dimension 0.
         only_layers: Layers that have the tensor, where not all have; empty for all.
     """
 
@@ -49,6 +57,7 @@ class TensorSpec:
     per_layer: bool = True
     blocks: int = 0
     per_head: bool = False
+    experts: Literal["one", "stacked", "flat"] = "one"
     only_layers: tuple[int, ...] = ()
 
 

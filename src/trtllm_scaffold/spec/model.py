@@ -11,6 +11,7 @@ from trtllm_scaffold.spec.embedding import EmbeddingSpec
 from trtllm_scaffold.spec.evidence import Evidence
 from trtllm_scaffold.spec.head import HeadSpec
 from trtllm_scaffold.spec.mlp import MlpSpec
+from trtllm_scaffold.spec.moe import MoeSpec
 from trtllm_scaffold.spec.position import PositionSpec, RopeSpec
 from trtllm_scaffold.spec.quantity import Quantity
 from trtllm_scaffold.spec.quantization import QuantizationSpec
@@ -21,7 +22,8 @@ class LayerKind:
     """Layers whose equations are equal.
 
     Attributes:
-        attention, mlp, block: The axes of the layer.
+        attention, mlp, block: The axes of the layer. Where `moe` is set, `mlp` is one expert.
+        moe: The choice among experts, or None in a layer with one dense feed-forward.
         rope: Its rotary embedding, or None where it has none (in a model whose position is
             ``rope``, a layer without positions).
         condition: A Python condition over ``config`` and ``layer_idx`` that is true for exactly
@@ -34,6 +36,7 @@ class LayerKind:
     block: BlockSpec
     rope: RopeSpec | None = None
     condition: str = ""
+    moe: MoeSpec | None = None
 
 
 @dataclass(frozen=True)

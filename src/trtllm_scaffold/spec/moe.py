@@ -1,0 +1,80 @@
+"""The moe axis: a router, experts and shared experts in place of a dense feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trtllm_scaffold.spec.mlp import MlpSpec
+from trtllm_scaffold.spec.quantity import Quantity
+
+#: How logits [num_tokens, num_experts] become the weights of the chosen experts.
+#: ``softmax``: softmax over all, then the top k. ``topk_softmax``: the top k logits, then
+#: softmax over those. ``sigmoid``: sigmoid of each, then the top k.
+SCORES = ("softmax", "topk_softmax", "sigmoid")
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """Which experts a token goes to, and with which weights.
+
+    Attributes:
+        scores: One of `SCORES`.
+        num_experts: Experts to choose from.
+        top_k: Experts chosen for each token.
+        logit_bias: Whether the router's linear layer has a bias.
+        renormalised: Whether the chosen weights are divided by their sum.
+        epsilon: Added to that sum, 0.0 for nothing.
+        selection_bias: Whether a stored vector is added to the scores for the choice alone.
+        num_groups, top_groups: Groups that experts lie in, and how many of them are kept
+            before experts are chosen; both None without groups.
+        group_score: What a group is ranked by: its largest score, or the sum of its two largest.
+        scaling: Factor on the weights after everything else, or None for 1.
+    """
+
+    scores: str
+    num_experts: Quantity
+    top_k: Quantity
+    logit_bias: bool = False
+    renormalised: bool = False
+    epsilon: float = 0.0
+    selection_bias: bool = False
+    num_groups: Quantity | None = None
+    top_groups: Quantity | None = None
+    group_score: Literal["max", "top2_sum"] = "max"
+    scaling: Quantity | None = None
+
+
+@dataclass(frozen=True)
+class SharedSpec:
+    """Experts that every token goes to, as one feed-forward.
+
+    Attributes:
+        mlp: The feed-forward; its width is that of all shared experts together.
+        join: ``sum`` adds it to the routed experts' output; ``sigmoid_gate`` multiplies it by
+            sigmoid of a linear function of the token first; ``mean`` halves the sum.
+    """
+
+    mlp: MlpSpec
+    join: Literal["sum", "sigmoid_gate", "mean"] = "sum"
+
+
+@dataclass(frozen=True)
+class MoeSpec:
+    """A mixture of experts.
+
+    Attributes:
+        router: The choice. What one expert computes is the layer kind's `mlp`.
+        shared: The shared experts, or None.
+        weight_on: Whether a weight multiplies the expert's output or its input.
+        clamp: Bound c of a clamped gate min(gate, c) and up clip(up, -c, c), if any.
+        swish_beta: b of gate * sigmoid(b * gate), where it is not 1.
+        up_offset: Added to up before the product, such as gpt-oss's 1.
+    """
+
+    router: RouterSpec
+    shared: SharedSpec | None = None
+    weight_on: Literal["output", "input"] = "output"
+    clamp: Quantity | None = None
+    swish_beta: Quantity | None = None
+    up_offset: float = 0.0
