@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from published_configs import FOLDER, PUBLISHED, VARIANTS, load
@@ -26,3 +29,15 @@ def config_file(name: str, folder: Path) -> Path:
     path = source / "config.json"
     path.write_text(json.dumps(load(name)))
     return path
+
+
+def run_in(port: Path, *command: str) -> str:
+    """The output of ``python -m command``, run in a port as its owner would; it must succeed."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    for variable in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"):
+        environment.pop(variable, None)
+    result = subprocess.run(
+        [sys.executable, "-m", *command], cwd=port, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    return result.stdout

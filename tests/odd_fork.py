@@ -71,7 +71,7 @@ def spin(x, config):
     theta = 777.0 if config.trick == "own theta" else config.rope_theta
     speed = theta ** (-torch.arange(half) / half)
     angle = torch.arange(x.shape[2])[:, None] * speed
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     if config.rope == "neox":
         a, b = x[..., :half], x[..., half:]
         return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)

@@ -117,8 +117,9 @@ def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspecti
 
 
 def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
-    """The JSON documents of a port that the CLI owns, by path."""
+    """The JSON documents and texts of a port that the CLI owns, by path."""
     from trtllm_scaffold.infer.shrink import shrink
+    from trtllm_scaffold.sources.own_code import own_code
 
     layers = spec.num_hidden_layers.value
     tensors = [
@@ -135,6 +136,7 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
         "checkpoint.json": {"tensors": tensors},
         "tests/configs/published.json": shrink(sources.raw, classes, style="published"),
         "tests/configs/odd.json": shrink(sources.raw, classes, style="odd"),
+        **own_code(classes),
     }
 
 

@@ -53,10 +53,11 @@ def render(answers: Answers, dest: Path) -> None:
         )
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Writes `document` readably, with keys in their own order and a final newline."""
+def write_owned(path: Path, document: Any) -> None:
+    """Writes a text as it is, and anything else as readable JSON with keys in their own order."""
+    text = document if isinstance(document, str) else json.dumps(document, indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def check_destination(dest: Path, *, force: bool) -> None:
@@ -84,7 +85,7 @@ def rendered_aside(answers: Answers, owned_files: Mapping[str, Any], dest: Path)
 
     Args:
         answers: Copier answers.
-        owned_files: JSON documents that the CLI owns, by path inside the port.
+        owned_files: Texts and JSON documents that the CLI owns, by path inside the port.
         dest: Where the port will stand; nothing is written there yet.
     """
     parent = _existing_parent(dest.absolute().parent)
@@ -94,7 +95,7 @@ def rendered_aside(answers: Answers, owned_files: Mapping[str, Any], dest: Path)
         port.mkdir()
         render(answers, port)
         for name, document in owned_files.items():
-            write_json(port / name, document)
+            write_owned(port / name, document)
         yield port
     finally:
         shutil.rmtree(aside, ignore_errors=True)

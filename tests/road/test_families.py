@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from families import PORTED, REFUSED, config_file
+from families import PORTED, REFUSED, config_file, run_in
 
 from trtllm_scaffold.errors import ScaffoldError
 from trtllm_scaffold.pipeline import NewResult, new_port
@@ -38,6 +35,11 @@ def make(name: str, folder: Path, trtllm: str = "1.2", *, prove: bool = False) -
     return new_port(source, folder / f"port-{trtllm}", trtllm=trtllm, prove=prove)
 
 
+def contents(port: Path) -> dict[str, bytes]:
+    files = (path for path in port.rglob("*") if path.is_file())
+    return {str(path.relative_to(port)): path.read_bytes() for path in files}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PORTED)
 def test_becomes_a_proven_port(name: str, tmp_path: Path) -> None:
@@ -49,6 +51,14 @@ def test_becomes_a_proven_port(name: str, tmp_path: Path) -> None:
     assert (result.port / "README.md").is_file()
     assert not list(result.port.rglob("__pycache__"))
 
+    (tmp_path / "again").mkdir()
+    again = make(name, tmp_path / "again").port
+    assert contents(again) == contents(result.port), "rendered twice, the bytes differ"
+
+    for port in (result.port, make(name, tmp_path, "1.4").port):
+        checks = check_port(port, checkpoint=None, trtllm="all")
+        assert {check.status for check in checks} == {"passed"}, checks
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["meta-llama__Llama-3.2-1B-Instruct", "Qwen__Qwen3-0.6B"])
@@ -56,49 +66,14 @@ def test_port_for_1_4_is_proven_too(name: str, tmp_path: Path) -> None:
     assert make(name, tmp_path, "1.4", prove=True).passed
 
 
-@pytest.mark.parametrize("name", PORTED)
-def test_ports_keep_to_both_contracts(name: str, tmp_path: Path) -> None:
-    for trtllm in ("1.2", "1.4"):
-        port = make(name, tmp_path, trtllm).port
-        checks = check_port(port, checkpoint=None, trtllm="all")
-        assert {check.status for check in checks} == {"passed"}, checks
-
-
-@pytest.mark.parametrize("name", PORTED)
-def test_rendering_twice_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
-    ports = []
-    for folder in (tmp_path / "first", tmp_path / "second"):
-        folder.mkdir()
-        ports.append(make(name, folder).port)
-    first, second = (
-        {
-            str(file.relative_to(port)): file.read_bytes()
-            for file in port.rglob("*")
-            if file.is_file()
-        }
-        for port in ports
-    )
-    assert first == second
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_SUITE)
 def test_own_suite_and_style(name: str, tmp_path: Path) -> None:
     port = make(name, tmp_path).port
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    for variable in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_CURRENT_TEST"):
-        environment.pop(variable, None)
     for command in (["ruff", "format", "--check"], ["ruff", "check"], ["pytest", "-q"]):
-        result = subprocess.run(
-            [sys.executable, "-m", *command, *([] if command[0] == "pytest" else ["."])],
-            cwd=port,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+        output = run_in(port, *command, *([] if command[0] == "pytest" else ["."]))
         if command[0] == "pytest":
-            assert "skipped" not in result.stdout.splitlines()[-1]
+            assert "skipped" not in output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(("name", "axis"), REFUSED.items())

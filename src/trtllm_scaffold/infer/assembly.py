@@ -38,7 +38,6 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     """
     config = build_config(sources.raw, classes)
     observations = [_observe(sources, classes, variant) for variant in _VARIANTS]
-    config_class = (classes.config_class.__name__, classes.config_class.__module__)
     witnesses = Witnesses(sources.raw, config, sources.where)
     _agree(witnesses, observations, config)
     fitter = Fitter([o.config for o in observations], config, held=sources.raw)
@@ -61,8 +60,8 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
-        architecture=classes.model_class.__name__,
-        config_class=config_class,
+        architecture=str(sources.raw["architectures"][0]),
+        config_class=(classes.config_class.__name__, classes.config_class.__module__),
         **vars(sizes),
         dtype=dtype(sources.raw),
         layer_kinds=tuple(
@@ -77,7 +76,14 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         quantization=quantization,
         proven=True,
         evidence=(*sized, *witnesses.evidence, *declared, *stored),
+        layers_name=observations[0].layers_name,
+        own_code=_last_names(classes.model_class) if classes.remote else None,
     )
+
+
+def _last_names(found: type) -> tuple[str, str]:
+    """(module, class), without the packages around the module."""
+    return found.__module__.rpartition(".")[2], found.__name__
 
 
 def _observe(

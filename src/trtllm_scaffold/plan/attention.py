@@ -78,7 +78,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
     return {
         "attention_kind": attention.kind,
         "attention_base": "QKNormRoPEAttention" if native else "Attention",
-        "attention_qkv_bias": attention.q_bias,
+        "attention_qkv_bias": attention.q_bias or attention.k_bias or attention.v_bias,
         "attention_o_bias": attention.o_bias,
         "attention_q_scaling": _q_scaling(attention),
         "attention_scale": code(attention.scale),

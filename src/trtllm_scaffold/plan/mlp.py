@@ -62,7 +62,7 @@ def plan_mlp(spec: ModelSpec) -> Answers:
         "mlp_activation_function": code.body,
         "mlp_activation_summary": code.summary,
         "mlp_activation_gate": code.gate,
-        "mlp_bias": mlp.up_bias,
+        "mlp_bias": mlp.gate_bias or mlp.up_bias or mlp.down_bias,
         "mlp_down_norm": mlp.down_norm is not None,
         "xielu_beta": constants.get("beta", 0.0),
         "xielu_eps": constants.get("eps", 0.0),

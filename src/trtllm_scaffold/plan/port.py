@@ -88,6 +88,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         Refused: An axis has no expression; names it, the value and the evidence.
     """
     support = refuse_unless_supported(spec, trtllm)
+    own = spec.own_code
     answers: Answers = {
         "name": names.name,
         "package": names.package,
@@ -95,7 +96,11 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "title": names.class_prefix,
         "architecture": spec.architecture,
         "model_type": spec.model_type,
-        "config_class": spec.config_class[0],
+        "config_class": "PretrainedConfig" if own else spec.config_class[0],
+        "reference_layers": spec.layers_name,
+        "reference_class": own[1] if own else spec.architecture,
+        "reference_config_class": spec.config_class[0],
+        "reference_modules": [spec.config_class[1].rpartition(".")[2], own[0]] if own else [],
         "trtllm": trtllm,
         "support_level": support.level.name,
         "support_reasons": list(support.because),

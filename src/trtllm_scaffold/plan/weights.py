@@ -134,6 +134,21 @@ def _one_layout(spec: ModelSpec) -> TensorSpec | None:
     return fused[0] if fused else None
 
 
+def _zero_biases(spec: ModelSpec) -> list[str]:
+    """Projections without a bias that share a module, and so its bias, with some that have one."""
+    attention, mlp = spec.layer.attention, spec.layer.mlp
+    qkv = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
+    feed = {"up": mlp.up_bias, "down": mlp.down_bias}
+    if mlp.kind == "gated":
+        feed = {"gate": mlp.gate_bias, **feed}
+    return [
+        f"{_LAYER}.{axis}.{part}_proj"
+        for axis, biases in (("self_attn", qkv), ("mlp", feed))
+        for part, bias in biases.items()
+        if not bias and any(biases.values())
+    ]
+
+
 def plan_weights(spec: ModelSpec) -> Answers:
     """Answers of the checkpoint axis: lists of equal length, one entry per tensor."""
     tensors = spec.checkpoint.tensors
@@ -148,6 +163,7 @@ def plan_weights(spec: ModelSpec) -> Answers:
         "qkv_order": order,
         "qkv_parts": ", ".join(_parts(fused)) if fused else "",
         "qkv_blocks": fused.blocks if fused else 0,
+        "zero_biases": _zero_biases(spec),
         "dropped_names": [name for name, _ in spec.checkpoint.dropped],
         "dropped_reasons": [reason for _, reason in spec.checkpoint.dropped],
         # A file saved from the bare model is complete only where the head is the embedding.

@@ -47,6 +47,8 @@ class ModelSpec:
         source: The path or hub id it was read from.
         model_type, architecture: As the configuration says; names, never reasons.
         config_class: Name of the HF configuration class and the module that defines it.
+        layers_name: Name of the HF module that lists the layers, such as ``model.layers``.
+        own_code: (module, class) of the HF model where the model brings its own code, else None.
         hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: Sizes.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         layer_kinds: The distinct layers.
@@ -74,6 +76,8 @@ class ModelSpec:
     quantization: QuantizationSpec | None
     proven: bool
     evidence: tuple[Evidence, ...]
+    layers_name: str = "model.layers"
+    own_code: tuple[str, str] | None = None
 
     @property
     def layer(self) -> LayerKind:

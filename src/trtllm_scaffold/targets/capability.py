@@ -44,6 +44,8 @@ def _refused(because: str) -> Capability:
     return Capability(Level.refused, because)
 
 
+_ZERO_BIASES = "projections without a bias share a module with some that have one: theirs is zero"
+
 #: (axis, value) -> capability, the same in both generations. A value that is not listed is
 #: refused: nobody has said how to express it.
 _COMMON: dict[tuple[str, str], Capability] = {
@@ -62,6 +64,10 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.window", "some layers"): _NATIVE,
     ("attention.qkv_bias", "none"): _NATIVE,
     ("attention.qkv_bias", "q, k and v"): _NATIVE,
+    **{
+        ("attention.qkv_bias", some): _expressed(_ZERO_BIASES)
+        for some in ("q", "k", "v", "q, k", "q, v", "k, v")
+    },
     ("attention.qk_norm", "none"): _NATIVE,
     ("attention.qk_norm", "rmsnorm, head, before_rope"): _NATIVE,
     ("attention.qk_norm", "rmsnorm 1+w, head, before_rope"): _NATIVE,
@@ -137,6 +143,10 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("mlp.kind", "plain relu2"): _NATIVE,
     ("mlp.bias", "none"): _NATIVE,
     ("mlp.bias", "all"): _NATIVE,
+    **{
+        ("mlp.bias", some): _expressed(_ZERO_BIASES)
+        for some in ("gate", "up", "down", "up, gate", "down, gate", "up, down")
+    },
     ("mlp.down_norm", "none"): _NATIVE,
     ("mlp.down_norm", "rmsnorm"): _expressed(
         "the norm before the down projection is a module of the port"

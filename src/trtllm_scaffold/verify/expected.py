@@ -64,7 +64,7 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
 def expected_parameters(
     answers: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> dict[str, Parameter]:
-    """Every canonical parameter of a port, layers written as ``{i}``.
+    """Every canonical parameter that a checkpoint fills, layers written as ``{i}``.
 
     Args:
         answers: Recorded answers: which biases, norms and projections there are.
@@ -74,12 +74,14 @@ def expected_parameters(
     Raises:
         InputError: If an answer has the wrong type.
     """
-    return {
+    zero = {f"{module}.bias" for module in _names(answers, "zero_biases")}
+    found = {
         **dict(_outside(answers, sizes)),
         **dict(_attention(answers, sizes)),
         **dict(_norms(answers, sizes)),
         **dict(_mlp(answers, sizes)),
     }
+    return {name: item for name, item in found.items() if name not in zero}
 
 
 def _outside(

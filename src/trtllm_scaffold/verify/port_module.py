@@ -15,6 +15,7 @@ import torch
 
 from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError, ScaffoldError
 from trtllm_scaffold.sources.json_file import parse_object, read_bytes
+from trtllm_scaffold.verify.own_code import own_config_class, own_model_class
 
 _MAX_CONFIG_BYTES = 4 * 1024 * 1024
 
@@ -85,7 +86,7 @@ def finding(error: Exception, package: Path) -> str:
 
 
 def load_config(path: Path) -> Any:
-    """The HF configuration in the file `path`, of the class that its model_type names.
+    """The HF configuration in the file `path`, of the port's own class or of its model_type's.
 
     Raises:
         InputError: If it is not a configuration.
@@ -95,14 +96,17 @@ def load_config(path: Path) -> Any:
 
     data = parse_object(read_bytes(path, _MAX_CONFIG_BYTES), str(path))
     model_type = data.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+    config_class = own_config_class(path, data)
+    if config_class is None and isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        config_class = CONFIG_MAPPING[model_type]
+    if config_class is None:
         raise EnvironmentProblem(
             f"transformers has no configuration class for model_type {model_type!r}",
             where=str(path),
             hint="install a transformers release that knows it",
         )
     try:
-        config = CONFIG_MAPPING[model_type].from_dict(data)
+        config = config_class.from_dict(data)  # type: ignore[attr-defined]
     except Exception as error:  # configuration classes validate in their own ways
         raise InputError(f"transformers rejects it: {describe(error)}", where=str(path)) from error
     config.architectures = data.get("architectures")
@@ -140,7 +144,9 @@ def _hf_model(config: Any, dtype: torch.dtype) -> torch.nn.Module:
     config.use_cache = False
     config.torch_dtype = dtype  # the spelling that transformers 4 and 5 both know
     try:
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        own = own_model_class(config)
+        build = own._from_config if own else AutoModelForCausalLM.from_config
+        model = build(config, attn_implementation="eager")
     except Exception as error:  # model constructors fail in their own ways
         raise EnvironmentProblem(f"HF cannot build the model: {describe(error)}") from error
     found: torch.nn.Module = model.eval()
