@@ -10,6 +10,10 @@ from trtllm_scaffold.plan.kinds import condition_of, constant
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
 
 
+#: Activation of a gate -> the function that computes it.
+_GATES = {"sigmoid": "torch.sigmoid", "softplus": "F.softplus"}
+
+
 def _window(spec: ModelSpec) -> tuple[Quantity | None, str]:
     """The window and the condition under which a layer has it."""
     windows = [kind.attention.window for kind in spec.layer_kinds]
@@ -73,7 +77,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
     attention = spec.layer.attention
     window, condition = _window(spec)
     constant(spec, "attention", _without_window)
-    norm, clip = attention.qk_norm, attention.qkv_clip
+    norm, clip, gate = attention.qk_norm, attention.qkv_clip, attention.output_gate
     native = _native_qk_norm(spec)
     return {
         "attention_kind": attention.kind,
@@ -89,6 +93,9 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_softcap": code(attention.softcap),
         "attention_clip": code(clip),
         "attention_sinks": attention.sinks,
+        "attention_gate": gate.width if gate else "",
+        "attention_gate_activation": _GATES[gate.activation] if gate else "",
+        "attention_gate_bias": gate.bias if gate else False,
         "output_norm": attention.output_norm is not None,
         "qk_norm": norm.scope if norm else "",
         "qk_norm_when": norm.when if norm and not native else "",

@@ -46,7 +46,10 @@ def _uses_functional(spec: ModelSpec) -> bool:
     mlp, dense = spec.layer.mlp, spec.head.dense
     norm = spec.layer.attention.qk_norm
     own_norm = norm is not None and norm.scope == "per_head_weight"
-    return mlp.kind == "plain" or mlp.activation != "silu" or dense is not None or own_norm
+    gate = spec.layer.attention.output_gate
+    own_gate = gate is not None and gate.activation == "softplus"
+    activation = mlp.kind == "plain" or mlp.activation != "silu"
+    return activation or dense is not None or own_norm or own_gate
 
 
 def plan_mlp(spec: ModelSpec) -> Answers:

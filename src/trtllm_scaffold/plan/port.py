@@ -56,7 +56,8 @@ def _modeling_symbols(answers: Answers) -> set[str]:
         symbols |= {"AllReduce", "AllReduceStrategy", "Mapping"}
     if answers["qk_norm"] == "per_head_weight":
         symbols.add("Mapping")
-    if answers["embedding_projection"] or answers["head_projection"] or answers["head_dense"]:
+    linears = ("embedding_projection", "head_projection", "head_dense", "attention_gate")
+    if any(answers[name] for name in linears):
         symbols.add("Linear")
     return symbols
 

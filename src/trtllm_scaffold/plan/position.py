@@ -137,7 +137,17 @@ def _sinusoidal(spec: ModelSpec) -> Answers:
     }
 
 
-_KINDS = {"rope": _rope, "learned": _learned, "alibi": _alibi, "sinusoidal": _sinusoidal}
+def _none(spec: ModelSpec) -> Answers:
+    return {}
+
+
+_KINDS = {
+    "rope": _rope,
+    "learned": _learned,
+    "alibi": _alibi,
+    "sinusoidal": _sinusoidal,
+    "none": _none,
+}
 
 
 def plan_position(spec: ModelSpec) -> Answers:

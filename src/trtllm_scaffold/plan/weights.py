@@ -25,6 +25,7 @@ _ATTENTION = {
     "k": "k_proj",
     "v": "v_proj",
     "o": "o_proj",
+    "gate": "gate_proj",
     "q_norm": "q_norm",
     "k_norm": "k_norm",
     "output_norm": "output_norm",

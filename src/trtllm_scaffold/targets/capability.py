@@ -44,6 +44,17 @@ def _refused(because: str) -> Capability:
     return Capability(Level.refused, because)
 
 
+#: Norms that TensorRT-LLM's two classes compute, by `NormSpec.label`.
+_NORMS = (
+    "rmsnorm",
+    "rmsnorm 1+w",
+    "rmsnorm without weight",
+    "layernorm",
+    "layernorm 1+w",
+    "layernorm without bias",
+    "layernorm without weight",
+)
+
 _ZERO_BIASES = "projections without a bias share a module with some that have one: theirs is zero"
 
 #: (axis, value) -> capability, the same in both generations. A value that is not listed is
@@ -69,22 +80,20 @@ _COMMON: dict[tuple[str, str], Capability] = {
         for some in ("q", "k", "v", "q, k", "q, v", "k, v")
     },
     ("attention.qk_norm", "none"): _NATIVE,
-    ("attention.qk_norm", "rmsnorm, head, before_rope"): _NATIVE,
-    ("attention.qk_norm", "rmsnorm 1+w, head, before_rope"): _NATIVE,
     **{
         ("attention.qk_norm", f"{norm}, {scope}, {when}"): _expressed(
             "queries and keys are normalised in the port's attention"
         )
-        for norm, scope, when in (
-            ("rmsnorm", "full", "before_rope"),
-            ("rmsnorm", "head", "after_rope"),
-            ("rmsnorm without weight", "head", "before_rope"),
-            ("rmsnorm without weight", "head", "after_rope"),
-            ("layernorm", "head", "before_rope"),
-            ("layernorm without bias", "head", "before_rope"),
-            ("layernorm without bias", "per_head_weight", "before_rope"),
+        for norms, scope in (
+            (_NORMS, "head"),
+            (("rmsnorm",), "full"),
+            (("layernorm without bias",), "per_head_weight"),
         )
+        for norm in norms
+        for when in ("before_rope", "after_rope")
     },
+    ("attention.qk_norm", "rmsnorm, head, before_rope"): _NATIVE,
+    ("attention.qk_norm", "rmsnorm 1+w, head, before_rope"): _NATIVE,
     ("attention.softcap", "none"): _NATIVE,
     ("attention.softcap", "set"): _reference("no stock attention backend caps scores"),
     ("attention.sinks", "none"): _NATIVE,
@@ -92,11 +101,19 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,
+    **{
+        ("attention.output_gate", f"{activation}, {width}"): _expressed(
+            "the gate on the attention's output is a projection of the port"
+        )
+        for activation in ("sigmoid", "softplus")
+        for width in ("full", "head")
+    },
     ("attention.output_norm", "none"): _NATIVE,
     ("attention.output_norm", "rmsnorm"): _expressed(
         "the norm before the output projection is a module of the port"
     ),
     ("position.kind", "rope"): _NATIVE,
+    ("position.kind", "none"): _NATIVE,
     ("position.kind", "learned"): _expressed("learned positions are added in the port's model"),
     ("position.kind", "sinusoidal"): _expressed("sines are added in the port's model"),
     ("position.kind", "alibi"): _reference("no stock attention backend biases scores by position"),
@@ -114,12 +131,7 @@ _COMMON: dict[tuple[str, str], Capability] = {
         "TensorRT-LLM has one rotary table per engine, HF one per sequence length"
     ),
     ("position.scaling", "longrope"): _NATIVE,
-    ("norm.kind", "rmsnorm"): _NATIVE,
-    ("norm.kind", "rmsnorm 1+w"): _NATIVE,
-    ("norm.kind", "layernorm"): _NATIVE,
-    ("norm.kind", "layernorm without bias"): _NATIVE,
-    ("norm.kind", "rmsnorm without weight"): _NATIVE,
-    ("norm.kind", "layernorm without weight"): _NATIVE,
+    **{("norm.kind", norm): _NATIVE for norm in _NORMS},
     ("norm.kind", "layernorm 1+w"): _expressed("1 is added to the norm's weight at loading"),
     ("norm.kind", "none"): _NATIVE,
     ("block.placement", "pre"): _NATIVE,
@@ -154,7 +166,7 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("embedding.norm", "none"): _NATIVE,
     **{
         ("embedding.norm", norm): _expressed("the embedding is normalised in the port's model")
-        for norm in ("rmsnorm", "rmsnorm without weight", "layernorm", "layernorm without bias")
+        for norm in _NORMS
     },
     ("embedding.multiplier", "none"): _NATIVE,
     ("embedding.multiplier", "set"): _expressed("the embedding's factor is applied in the model"),

@@ -125,6 +125,7 @@ def _attention(
     yield f"{name}.weight", Parameter((hidden, heads * head_dim), split=1, heads=heads)
     if answers.get("attention_o_bias"):
         yield f"{name}.bias", Parameter((hidden,))
+    yield from _gate(answers, sizes)
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
         scope = str(answers.get("qk_norm") or "head")
         shape = {"head": (head_dim,), "per_head_weight": (count, head_dim)}
@@ -134,6 +135,18 @@ def _attention(
     yield from _norm(answers, "output_norm", name, (heads * head_dim,))
     if answers.get("attention_sinks"):
         yield f"{_LAYER}.self_attn.sinks", Parameter((heads,))
+
+
+def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
+    width = answers.get("attention_gate")
+    if not width:
+        return
+    heads = sizes["num_attention_heads"]
+    rows = heads if width == "head" else heads * sizes["head_dim"]
+    name = f"{_LAYER}.self_attn.gate_proj"
+    yield f"{name}.weight", Parameter((rows, sizes["hidden_size"]), split=0, heads=heads)
+    if answers.get("attention_gate_bias"):
+        yield f"{name}.bias", Parameter((rows,), split=0, heads=heads)
 
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
