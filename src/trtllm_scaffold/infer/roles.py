@@ -186,16 +186,15 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     columns = [column for _, column in held]
     if torch.equal(torch.cat([c.flatten() for c in columns]), torch.arange(rows)):
         return "whole" if len(held) == 1 else "rows"
-    if [role for role, _ in held] != ["attention.q", "attention.k", "attention.v"]:
+    if not {role for role, _ in held} <= {"attention.q", "attention.k", "attention.v"}:
         return None
-    queries, keys, values = columns
-    groups = keys.shape[0]
-    grouped = torch.cat(
-        [queries.reshape(groups, -1), keys.reshape(groups, -1), values.reshape(groups, -1)], 1
-    )
+    groups = min(len(column) for column in columns)  # heads of keys and values
+    if any(len(column) % groups for column in columns):
+        return None
+    grouped = torch.cat([column.reshape(groups, -1) for column in columns], 1)
     if not torch.equal(grouped.flatten(), torch.arange(rows)):
         return None
-    return "per_head" if groups == queries.shape[0] else "per_group"
+    return "per_head" if all(len(column) == groups for column in columns) else "per_group"
 
 
 def _blocks(columns: list[torch.Tensor], rows: int) -> int:

@@ -7,8 +7,11 @@ import dataclasses
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of, constant
+from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
 
+#: Where QKNormRoPEAttention reads its epsilon.
+RMS_NORM_EPS = "config.rms_norm_eps"
 
 #: Activation of a gate -> the function that computes it.
 _GATES = {"sigmoid": "torch.sigmoid", "softplus": "F.softplus"}
@@ -49,14 +52,20 @@ def is_reference(spec: ModelSpec) -> bool:
     return spec.layer.attention.softcap is not None or spec.position.kind == "alibi"
 
 
-def _native_qk_norm(spec: ModelSpec) -> bool:
-    """Whether QKNormRoPEAttention computes the query-key norm."""
+def has_native_qk_norm(spec: ModelSpec) -> bool:
+    """Whether QKNormRoPEAttention computes the query-key norm.
+
+    It reads its epsilon from ``config.rms_norm_eps``, which must not mean another norm's.
+    """
     attention = spec.layer.attention
     norm = attention.qk_norm
     if norm is None or attention.qkv_clip or is_reference(spec) or attention.sinks:
         return False
     weighted = norm.norm.kind == "rmsnorm" and norm.norm.weight
-    return weighted and norm.scope == "head" and norm.when == "before_rope"
+    plain = weighted and norm.scope == "head" and norm.when == "before_rope"
+    own = norm.norm.eps.expr
+    others = {other.eps.expr for other in named_norms(spec).values()} - {own}
+    return plain and (own == RMS_NORM_EPS or RMS_NORM_EPS not in others)
 
 
 def _fuses_qk_norm(spec: ModelSpec) -> bool:
@@ -78,7 +87,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
     window, condition = _window(spec)
     constant(spec, "attention", _without_window)
     norm, clip, gate = attention.qk_norm, attention.qkv_clip, attention.output_gate
-    native = _native_qk_norm(spec)
+    native = has_native_qk_norm(spec)
     return {
         "attention_kind": attention.kind,
         "attention_base": "QKNormRoPEAttention" if native else "Attention",

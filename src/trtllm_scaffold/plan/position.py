@@ -88,6 +88,8 @@ def _rope(spec: ModelSpec) -> Answers:
     partial = any(rope.dim.value != head_dim for rope in ropes)
     dim = _one("position.rope.dim", {code(rope.dim) if rope.dim.expr else "" for rope in ropes})
     dim = dim if partial else ""
+    if partial and any(rope.inverse for rope in ropes):
+        raise Refused("position.direction", "part of each head turns the other way")
     kinds_have_rope = any(_has_rope(layer) for layer in spec.layer_kinds)
     plain = ["default"] if any(rope.scaling is None for rope in ropes) else []
     return {
@@ -137,16 +139,12 @@ def _sinusoidal(spec: ModelSpec) -> Answers:
     }
 
 
-def _none(spec: ModelSpec) -> Answers:
-    return {}
-
-
 _KINDS = {
     "rope": _rope,
     "learned": _learned,
     "alibi": _alibi,
     "sinusoidal": _sinusoidal,
-    "none": _none,
+    "none": lambda _: {},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
@@ -32,6 +33,9 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     sizes = _named_sizes(spec)
     assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
     assigned["tie_word_embeddings"] = str(spec.head.tied)
+    norm = spec.layer.attention.qk_norm
+    if norm and has_native_qk_norm(spec) and norm.norm.eps.expr != RMS_NORM_EPS:
+        assigned["rms_norm_eps"] = code(norm.norm.eps)
     recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
     recorded.setdefault("embedding_size", int(spec.hidden_size.value))
     return {

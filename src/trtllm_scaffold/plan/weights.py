@@ -71,9 +71,14 @@ def _parts(tensor: TensorSpec) -> tuple[str, ...]:
     return tuple(role.split(".")[1] for role in tensor.roles)
 
 
+def _is_qkv(tensor: TensorSpec) -> bool:
+    """Whether the tensor holds several of q, k and v."""
+    return len(tensor.roles) > 1 and set(_parts(tensor)) <= _QKV
+
+
 def _target_roles(tensor: TensorSpec) -> tuple[str, ...]:
     """The roles in the order of a transform's results: q, k, v whatever the stored order."""
-    if set(_parts(tensor)) == _QKV:
+    if _is_qkv(tensor):
         return tuple(sorted(tensor.roles, key=lambda role: "qkv".index(role.split(".")[1])))
     return tensor.roles
 
@@ -89,18 +94,20 @@ def _adds_one(spec: ModelSpec, tensor: TensorSpec) -> bool:
 def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
     """The function of the port's weights file that takes `tensor` apart; empty for none."""
     rope = spec.position.rope
-    inverse = rope is not None and rope.inverse
     if len(tensor.roles) == 1:
+        turned = tensor.roles[0].split(".")[1] in ("q", "k", "q_norm", "k_norm")
         if _adds_one(spec, tensor):
+            if rope is not None and rope.inverse and turned:
+                raise Refused("checkpoint", f"{tensor.name} is stored as w and turned inversely")
             return "plus_one"
-        if inverse and tensor.roles[0].split(".")[1] in ("q", "k"):
-            if tensor.transposed:
-                raise Refused("checkpoint", f"{tensor.name}: transposed and rotated inversely")
-            return "swapped_halves"
+        if rope is not None and rope.inverse and turned:
+            swap = "swapped_halves" if rope.style == "neox" else "swapped_pairs"
+            return f"{swap}_transposed" if tensor.transposed else swap
         return "transposed" if tensor.transposed else ""
-    ordered = tensor.layout == "blocks" or _parts(tensor) == ("q", "k", "v")
-    if set(_parts(tensor)) == _QKV and not inverse and ordered:
-        return "query_key_value_transposed" if tensor.transposed else "query_key_value"
+    if _is_qkv(tensor):
+        name = "query_key_value" if len(tensor.roles) == 3 else "key_value"
+        if set(_parts(tensor)) in (_QKV, {"k", "v"}):
+            return f"{name}_transposed" if tensor.transposed else name
     rows = tensor.layout == "rows" and not tensor.transposed
     if set(_parts(tensor)) == {"gate", "up"} and rows:
         return "gate_up"
@@ -127,8 +134,8 @@ def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
 
 
 def _one_layout(spec: ModelSpec) -> TensorSpec | None:
-    """A fused query-key-value tensor, if any; all must lie alike."""
-    fused = [t for t in spec.checkpoint.tensors if len(t.roles) == 3 and set(_parts(t)) == _QKV]
+    """A tensor that holds several of q, k and v, if any; all must lie alike."""
+    fused = [tensor for tensor in spec.checkpoint.tensors if _is_qkv(tensor)]
     layouts = {(tensor.layout, _parts(tensor), tensor.blocks) for tensor in fused}
     if len(layouts) > 1:
         raise Refused("checkpoint", f"query, key and value lie in several layouts: {layouts}")
@@ -154,15 +161,14 @@ def plan_weights(spec: ModelSpec) -> Answers:
     """Answers of the checkpoint axis: lists of equal length, one entry per tensor."""
     tensors = spec.checkpoint.tensors
     fused = _one_layout(spec)
-    order = [_parts(fused).index(part) for part in ("q", "k", "v")] if fused else []
+    parts = list(_parts(fused)) if fused else []
     return {
         "weight_names": [_name(tensor) for tensor in tensors],
         "weight_targets": [" ".join(map(parameter_name, _target_roles(t))) for t in tensors],
         "weight_transforms": [_transform(spec, tensor) for tensor in tensors],
         "partial_names": [tensor.name for tensor in tensors if _is_partial(spec, tensor)],
         "qkv_layout": str(fused.layout) if fused else "",
-        "qkv_order": order,
-        "qkv_parts": ", ".join(_parts(fused)) if fused else "",
+        "qkv_parts": parts,
         "qkv_blocks": fused.blocks if fused else 0,
         "zero_biases": _zero_biases(spec),
         "dropped_names": [name for name, _ in spec.checkpoint.dropped],

@@ -8,9 +8,10 @@ from typing import Literal
 #: How one stored tensor holds its parts:
 #: ``whole``      one part, as stored;
 #: ``rows``       the parts one after another along dimension 0, each with its own width;
-#: ``per_head``   for each head its q, k and v rows: [heads, 3, head_dim, ...];
-#: ``per_group``  for each key-value head its query heads, then k, then v:
-#:                [kv_heads, heads / kv_heads + 2, head_dim, ...];
+#: ``per_head``   for each head its parts' rows (q, k and v, or k and v) in the order of `roles`:
+#:                [heads, parts, head_dim, ...];
+#: ``per_group``  for each key-value head the parts' rows in the order of `roles`, with the query
+#:                heads of its group for q: [kv_heads, heads / kv_heads + 2, head_dim, ...];
 #: ``alternating`` two parts row by row: first, second, first, second, ...;
 #: ``blocks``     a fixed number of equal blocks, each with its share of the parts' rows one after
 #:                another, in the order of `roles`: [blocks, parts, heads / blocks * head_dim, ...].
