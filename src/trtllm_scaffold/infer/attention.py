@@ -228,6 +228,9 @@ def _norms(
         raise _refused(layer, f"queries pass a {q.kind} and keys another norm ({k.kind})")
     if scopes[0] != scopes[1] or whens[0] != whens[1]:
         raise _refused(layer, f"queries are normed per {scopes[0]}, keys per {scopes[1]}")
+    ordered = all(bool((chain.columns.diff(dim=1) == 1).all()) for chain in (query, key))
+    if whens[0] == "after_rope" and q.weight is not None and not ordered:
+        raise _refused(layer, "the rotary embedding reorders heads that a norm's weight follows")
     return (q, k), scopes[0], whens[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
@@ -71,6 +72,22 @@ def _one(fact: str, values: set[str]) -> str:
     return next(iter(values), "")
 
 
+def _theta(spec: ModelSpec, ropes: list[RopeSpec], thetas: set[str]) -> str:
+    """The base of a layer's rotary embedding: one, or a choice by the layer's kind."""
+    if len(thetas) == 1 or "" in thetas:
+        return _one("position.rope.theta", thetas)
+    choice = ""
+    for theta in dict.fromkeys(code(rope.theta) for rope in ropes):
+        wanted = {rope for rope in ropes if code(rope.theta) == theta}
+        condition = condition_of(spec, "position.rope.theta", _among(wanted), True)
+        choice = f"{theta} if {condition} else {choice}" if choice else theta
+    return choice
+
+
+def _among(ropes: set[RopeSpec]) -> Callable[[LayerKind], bool]:
+    return lambda kind: kind.rope in ropes
+
+
 def _rope(spec: ModelSpec) -> Answers:
     ropes = _ropes(spec)
     scalings = [rope.scaling for rope in ropes if rope.scaling]
@@ -99,9 +116,9 @@ def _rope(spec: ModelSpec) -> Answers:
         "rope_scaling": kind,
         "rope_scalings": plain + ([kind] if kind else []),
         "rope_original_length": kind in _TAKES_ORIGINAL,
-        "rope_theta": _one("position.rope.theta", thetas),
+        "rope_theta": _theta(spec, ropes, thetas),
         "rope_by_layer_type": by_type,
-        "rope_by_layer": by_type or any("layer_idx" in theta for theta in thetas),
+        "rope_by_layer": by_type or len(thetas) > 1 or any("layer_idx" in t for t in thetas),
         "rope_condition": condition_of(spec, "position", _has_rope, True)
         if kinds_have_rope
         else "",
