@@ -15,6 +15,7 @@ from trtllm_scaffold.spec.describe import describe
 from trtllm_scaffold.targets.capability import GENERATIONS
 
 if TYPE_CHECKING:
+    from trtllm_scaffold.infer.tiny_sizes import Style
     from trtllm_scaffold.plan import Support
     from trtllm_scaffold.sources import Sources
     from trtllm_scaffold.sources.hf_class import HFClasses
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from trtllm_scaffold.verify.report import Check
 
 Progress = Callable[[str], None]
+
+#: The tiny configurations of a port, see `shrink`.
+_STYLES: tuple[Style, ...] = ("published", "odd")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
     from trtllm_scaffold.sources.own_code import own_code
 
     layers = spec.num_hidden_layers.value
+    attention: dict[str, Any] = {}
+    if spec.reference_attention != "eager":
+        attention = {"attn_implementation": spec.reference_attention}
     tensors = [
         {
             "name": tensor.name,
@@ -134,8 +141,13 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
     return {
         "config.json": sources.raw,
         "checkpoint.json": {"tensors": tensors},
-        "tests/configs/published.json": shrink(sources.raw, classes, style="published"),
-        "tests/configs/odd.json": shrink(sources.raw, classes, style="odd"),
+        **{
+            f"tests/configs/{style}.json": {
+                **shrink(sources.raw, classes, style=style),
+                **attention,
+            }
+            for style in _STYLES
+        },
         **own_code(classes),
     }
 

@@ -77,6 +77,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         proven=True,
         evidence=(*sized, *witnesses.evidence, *declared, *stored),
         layers_name=observations[0].layers_name,
+        reference_attention=str(observations[0].config._attn_implementation),
         own_code=_last_names(classes.model_class) if classes.remote else None,
     )
 

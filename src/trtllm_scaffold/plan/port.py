@@ -98,6 +98,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "architecture": spec.architecture,
         "model_type": spec.model_type,
         "config_class": "PretrainedConfig" if own else spec.config_class[0],
+        "reference_attention": spec.reference_attention,
         "reference_layers": spec.layers_name,
         "reference_class": own[1] if own else spec.architecture,
         "reference_config_class": spec.config_class[0],

@@ -48,6 +48,8 @@ class ModelSpec:
         model_type, architecture: As the configuration says; names, never reasons.
         config_class: Name of the HF configuration class and the module that defines it.
         layers_name: Name of the HF module that lists the layers, such as ``model.layers``.
+        reference_attention: Which of HF's attentions was read: ``eager`` (written out), or the
+            class's default one where the written-out one has no label.
         own_code: (module, class) of the HF model where the model brings its own code, else None.
         hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: Sizes.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
@@ -77,6 +79,7 @@ class ModelSpec:
     proven: bool
     evidence: tuple[Evidence, ...]
     layers_name: str = "model.layers"
+    reference_attention: str = "eager"
     own_code: tuple[str, str] | None = None
 
     @property

@@ -114,7 +114,9 @@ def load_config(path: Path) -> Any:
 
 
 def reference_model(config: Any, seed: int) -> torch.nn.Module:
-    """HF's model of `config` in fp32, eager attention, every parameter random, eval mode.
+    """HF's model of `config` in fp32 and eval mode, every parameter random.
+
+    Its attention is the one that `config` names, else the eager one.
 
     Raises:
         EnvironmentProblem: If transformers cannot build the model.
@@ -146,7 +148,8 @@ def _hf_model(config: Any, dtype: torch.dtype) -> torch.nn.Module:
     try:
         own = own_model_class(config)
         build = own._from_config if own else AutoModelForCausalLM.from_config
-        model = build(config, attn_implementation="eager")
+        wanted = getattr(config, "_attn_implementation", None) or "eager"
+        model = build(config, attn_implementation=wanted)
     except Exception as error:  # model constructors fail in their own ways
         raise EnvironmentProblem(f"HF cannot build the model: {describe(error)}") from error
     found: torch.nn.Module = model.eval()
