@@ -12,7 +12,7 @@ from trtllm_scaffold.errors import InputError, Refused, UsageError
 from trtllm_scaffold.plan import plan_port, port_names, support
 from trtllm_scaffold.plan.answers import code
 from trtllm_scaffold.plan.weights import parameter_name
-from trtllm_scaffold.spec import GateSpec, Quantity, TensorSpec
+from trtllm_scaffold.spec import NormSpec, Quantity, TensorSpec
 
 
 def plan(name: str):
@@ -61,11 +61,11 @@ def test_fused_rotary_norm_only_without_scaling() -> None:
 @pytest.mark.parametrize(
     ("spec", "axis"),
     [
+        (with_attention(llama(), head_dim=Quantity(320, "config.head_dim")), "attention.head_dim"),
         (
-            with_attention(llama(), output_gate=GateSpec("sigmoid", "full")),
-            "attention.output_gate",
+            with_attention(llama(), output_norm=NormSpec("layernorm", Quantity(1e-5, "1e-05"))),
+            "attention.output_norm",
         ),
-        (with_attention(llama(), q_bias=True), "attention.qkv_bias"),
     ],
 )
 def test_refusal_names_the_axis(spec, axis: str) -> None:
