@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from trtllm_scaffold.plan import Support
     from trtllm_scaffold.sources import Sources
     from trtllm_scaffold.sources.hf_class import HFClasses
-    from trtllm_scaffold.spec import ModelSpec
+    from trtllm_scaffold.spec import ModelSpec, TensorSpec
     from trtllm_scaffold.verify.report import Check
 
 Progress = Callable[[str], None]
@@ -125,6 +125,13 @@ def _experts(spec: ModelSpec) -> int | float:
     return next(kind.moe.router.num_experts.value for kind in spec.layer_kinds if kind.moe)
 
 
+def _heads(spec: ModelSpec, tensor: TensorSpec) -> int | float:
+    """How many heads have such a tensor each: those of queries, or of keys."""
+    attention = spec.layer.attention
+    of_queries = tensor.roles[0].startswith("attention.q_norm")
+    return (attention.num_attention_heads if of_queries else attention.num_key_value_heads).value
+
+
 def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
     """The JSON documents and texts of a port that the CLI owns, by path."""
     from trtllm_scaffold.infer.shrink import shrink
@@ -141,6 +148,7 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
             "layers": layers if tensor.per_layer else None,
             **({"only_layers": list(tensor.only_layers)} if tensor.only_layers else {}),
             **({"experts": _experts(spec)} if "{e}" in tensor.name else {}),
+            **({"heads": _heads(spec, tensor)} if tensor.per_head else {}),
         }
         for tensor in spec.checkpoint.tensors
     ]

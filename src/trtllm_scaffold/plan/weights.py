@@ -86,6 +86,15 @@ def _target_roles(tensor: TensorSpec) -> tuple[str, ...]:
     return tensor.roles
 
 
+def _targets(tensor: TensorSpec) -> list[str]:
+    """The parameters that a tensor fills; a head's own share of one has the head's number."""
+    names = [parameter_name(role) for role in _target_roles(tensor)]
+    if not tensor.per_head:
+        return names
+    stems = [name.rpartition(".") for name in names]
+    return [f"{stem}.{{j}}.{kind}" for stem, _, kind in stems]
+
+
 def _adds_one(spec: ModelSpec, tensor: TensorSpec) -> bool:
     """Whether the tensor is the weight of a layernorm that is applied as 1 + w."""
     stem, _, kind = tensor.roles[0].rpartition(".")
@@ -120,12 +129,6 @@ def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
         "checkpoint",
         f"{tensor.name} holds {tensor.roles} in layout {tensor.layout!r}, which has no transform",
     )
-
-
-def _name(tensor: TensorSpec) -> str:
-    if tensor.per_head:
-        raise Refused("checkpoint", f"{tensor.name} is stored once per head")
-    return tensor.name
 
 
 def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
@@ -171,8 +174,8 @@ def plan_weights(spec: ModelSpec) -> Answers:
     fused = _one_layout(spec)
     parts = list(_parts(fused)) if fused else []
     return {
-        "weight_names": [_name(tensor) for tensor in tensors],
-        "weight_targets": [" ".join(map(parameter_name, _target_roles(t))) for t in tensors],
+        "weight_names": [tensor.name for tensor in tensors],
+        "weight_targets": [" ".join(_targets(t)) for t in tensors],
         "weight_transforms": [_transform(spec, tensor) for tensor in tensors],
         "partial_names": [tensor.name for tensor in tensors if _is_partial(spec, tensor)],
         "moe_experts_apart": any("{e}" in tensor.name for tensor in tensors),
@@ -180,6 +183,7 @@ def plan_weights(spec: ModelSpec) -> Answers:
         "qkv_layout": str(fused.layout) if fused else "",
         "qkv_parts": parts,
         "qkv_blocks": fused.blocks if fused else 0,
+        "qk_norm_apart": any(tensor.per_head for tensor in tensors),
         "zero_biases": _zero_biases(spec),
         "dropped_names": [name for name, _ in spec.checkpoint.dropped],
         "dropped_reasons": [reason for _, reason in spec.checkpoint.dropped],

@@ -129,6 +129,10 @@ def _attention(
         yield f"{name}.bias", Parameter((hidden,))
     yield from _gate(answers, sizes)
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
+        if answers.get("qk_norm_apart"):
+            name = f"{_LAYER}.self_attn.{part}.{{j}}.weight"
+            yield name, Parameter((head_dim,), heads=count)
+            continue
         scope = str(answers.get("qk_norm") or "head")
         shape = {"head": (head_dim,), "per_head_weight": (count, head_dim)}
         size = shape.get(scope, (count * head_dim,))

@@ -97,10 +97,17 @@ def _small_shapes(
             few = [after[name].shape for name in targets]
             shape = _small_shape(item.name, held, parts, few, counts)
         everywhere = range(small["num_hidden_layers"] if item.layers else 1)
-        names = item.names(item.only_layers or everywhere, counts[1])
+        count = counts[1] if item.heads is None else _small_heads(item.heads, real, small)
+        names = item.names(item.only_layers or everywhere, count)
         shapes.update(dict.fromkeys(names, shape))
         dropped.update(names if item.name in table.dropped else ())
     return shapes, dropped
+
+
+def _small_heads(heads: int, real: Mapping[str, int], small: Mapping[str, int]) -> int:
+    """Heads of the small model where the real one has so many: of queries, or of keys."""
+    of_queries = heads == real["num_attention_heads"]
+    return small["num_attention_heads" if of_queries else "num_key_value_heads"]
 
 
 def _small_shape(

@@ -23,14 +23,21 @@ Shapes = dict[str, tuple[int, ...]]
 def concrete(
     wanted: Mapping[str, Parameter], sizes: Mapping[str, int], partial: Mapping[str, set[int]]
 ) -> dict[str, Parameter]:
-    """`wanted` with layers and experts written out; those in `partial` for some layers only."""
-    layers, experts = range(sizes["num_hidden_layers"]), range(sizes.get("num_experts", 1))
+    """`wanted` with layers, experts and heads written out; `partial` for some layers only."""
+    layers = range(sizes["num_hidden_layers"])
     return {
-        name.replace("{i}", str(layer)).replace("{e}", str(expert)): item
+        name.replace("{i}", str(layer)).replace("{e}", str(part)).replace("{j}", str(part)): item
         for name, item in wanted.items()
         for layer in (partial.get(name, layers) if "{i}" in name else (0,))
-        for expert in (experts if "{e}" in name else (0,))
+        for part in range(_parts(name, item, sizes))
     }
+
+
+def _parts(name: str, item: Parameter, sizes: Mapping[str, int]) -> int:
+    """How many experts or heads have the parameter each; 1 for any other parameter."""
+    if "{e}" in name:
+        return sizes.get("num_experts", 1)
+    return (item.heads or 1) if "{j}" in name else 1
 
 
 def run_port(

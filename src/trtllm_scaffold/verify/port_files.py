@@ -76,6 +76,7 @@ class StoredTensor:
         layers: How many layers the model has.
         only_layers: Those that have the tensor, where not all have.
         experts: How many experts there are where `name` holds ``{e}``: each has one.
+        heads: How many heads there are where `name` holds ``{j}``: each has one.
     """
 
     name: str
@@ -83,19 +84,21 @@ class StoredTensor:
     layers: int | None = None
     only_layers: tuple[int, ...] = ()
     experts: int | None = None
+    heads: int | None = None
 
     @property
     def holders(self) -> tuple[int, ...]:
         """Every layer that has the tensor; a single 0 for a tensor outside the layers."""
         return self.only_layers or tuple(range(self.layers or 1))
 
-    def names(self, layers: Iterable[int] = (), experts: int | None = None) -> list[str]:
-        """Every stored name: of `layers` and of so many experts, all of them by default."""
-        count = (experts or self.experts or 1) if "{e}" in self.name else 1
+    def names(self, layers: Iterable[int] = (), count: int | None = None) -> list[str]:
+        """Every stored name: of `layers` and of so many experts or heads, all by default."""
+        mark = next((mark for mark in ("{e}", "{j}") if mark in self.name), "")
+        parts = range(count or self.experts or self.heads or 1) if mark else (0,)
         return [
-            self.name.replace("{i}", str(layer)).replace("{e}", str(expert))
+            self.name.replace("{i}", str(layer)).replace(mark or "{e}", str(part))
             for layer in layers or self.holders
-            for expert in range(count)
+            for part in parts
         ]
 
 
@@ -190,15 +193,25 @@ def _tensor(entry: Any, path: Path) -> StoredTensor:
             f"{shown(name)} has layers {layers!r}: a name with {{i}} needs a number of layers",
             where=str(path),
         )
-    experts = entry.get("experts")
-    if (experts is not None) != ("{e}" in name):
+    counts = {kind: _count(entry, kind, mark, path) for kind, mark in _MARKS.items()}
+    return StoredTensor(name, tuple(shape), layers, _only_layers(entry, layers, path), **counts)
+
+
+#: What a name may be repeated over, and what stands for its number there.
+_MARKS = {"experts": "{e}", "heads": "{j}"}
+
+
+def _count(entry: dict[str, Any], kind: str, mark: str, path: Path) -> int | None:
+    """How many experts or heads have such a tensor each; None where the name has no mark."""
+    name, count = entry["name"], entry.get(kind)
+    if (count is not None) != (mark in name):
         raise InputError(
-            f"{shown(name)} has experts {experts!r}: a name with {{e}} needs a number of experts",
+            f"{shown(name)} has {kind} {count!r}: a name with {mark} needs a number of {kind}",
             where=str(path),
         )
-    if experts is not None and not (_is_size(experts) and experts <= MAX_EXPERTS):
-        raise InputError(f"experts of {shown(name)} is {shown(experts)}", where=str(path))
-    return StoredTensor(name, tuple(shape), layers, _only_layers(entry, layers, path), experts)
+    if count is not None and not (_is_size(count) and count <= MAX_EXPERTS):
+        raise InputError(f"{kind} of {shown(name)} is {shown(count)}", where=str(path))
+    return count
 
 
 def _only_layers(entry: dict[str, Any], layers: int | None, path: Path) -> tuple[int, ...]:
