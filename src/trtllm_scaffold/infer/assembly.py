@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
@@ -111,8 +112,16 @@ def _agree(witnesses: Witnesses, observations: list[Observation], config: Any) -
 
 
 def _agree_on_blocks(one: Observation, other: Observation) -> None:
-    """A number of blocks must not go with the sizes: a port takes it for a constant."""
+    """A number of blocks must not go with the sizes: a port takes it for a constant.
+
+    A block per head is a coincidence where the other tiny model has as many blocks, but not
+    as many heads.
+    """
     for name in sorted(one.roles.keys() & other.roles.keys()):
+        for seen, told in ((one, other), (other, one)):
+            blocks = told.roles[name].blocks
+            if seen.roles[name].layout == "per_head" and blocks == seen.layers[0].attention.heads:
+                seen.roles[name] = replace(seen.roles[name], layout="blocks", blocks=blocks)
         first, second = one.roles[name].blocks, other.roles[name].blocks
         if first != second:
             raise Refused(

@@ -12,10 +12,23 @@ from trtllm_scaffold.targets.capability import Level, capability, worst
 
 @dataclass(frozen=True)
 class Support:
-    """The level of a whole port, and the facts that pull it down."""
+    """The level of a whole port, and the facts that pull it down.
+
+    Attributes:
+        level: The worst level of any fact.
+        because: Why it is not better, fact by fact.
+        levels: Each fact, as ``axis value``, and its own level.
+    """
 
     level: Level
     because: tuple[str, ...]
+    levels: tuple[tuple[str, Level], ...] = ()
+
+    def without(self, axis: str) -> tuple[Level, tuple[str, ...]]:
+        """The level that the other axes give, and the facts that are not native."""
+        others = [(fact, level) for fact, level in self.levels if fact.split()[0] != axis]
+        worst_of = max((level for _, level in others), default=Level.native)
+        return worst_of, tuple(fact for fact, level in others if level > Level.native)
 
     def to_json(self) -> dict[str, object]:
         """One entry of `inspect --json`'s ``support``."""
@@ -31,7 +44,8 @@ def support(spec: ModelSpec, generation: str) -> Support:
         for (axis, value), each in found
         if each.because and (each.level == level or level < Level.refused)
     )
-    return Support(level, because)
+    levels = tuple((f"{axis} {value}", each.level) for (axis, value), each in found)
+    return Support(level, because, levels)
 
 
 def refuse_unless_supported(spec: ModelSpec, generation: str) -> Support:

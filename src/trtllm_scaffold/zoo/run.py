@@ -73,11 +73,13 @@ def run_entry(entry: Entry, folder: Path, trtllm: str) -> Outcome:
         port = folder / "ports" / entry.name
         result = new_port(source, port, trtllm=trtllm, force=True)
         failed = [check for check in result.checks if check.status == "failed"]
+        # A small instance has small heads, which say nothing of its family.
+        level, facts = result.support.without("attention.head_dim")
         found = {
             "status": "passed" if result.passed else "failed",
-            "level": result.support.level.name,
+            "level": level.name,
             "checks": tuple(check.to_json() for check in result.checks),
-            "reason": f"{failed[0].name}: {failed[0].reason}" if failed else "",
+            "reason": f"{failed[0].name}: {failed[0].reason}" if failed else "; ".join(facts),
         }
     except Refused as refusal:
         found = {"status": "refused", "axis": refusal.axis, "reason": refusal.message}

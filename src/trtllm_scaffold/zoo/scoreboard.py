@@ -30,6 +30,9 @@ def to_json(outcomes: Sequence[Outcome], trtllm: str) -> dict[str, Any]:
     }
 
 
+_HEADER = ("| entry | outcome | because of |", "| --- | --- | --- |")
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
@@ -44,12 +47,15 @@ def to_markdown(outcomes: Sequence[Outcome], trtllm: str, runtime: str) -> str:
         "batches and chunked prefill, two ranks, two pipeline stages. Written by",
         "`trtllm-scaffold zoo --page docs/zoo.md`; nothing here ran on TensorRT-LLM itself.",
         "",
+        "The level is that of the family: how wide its heads are, which decides for the kernels,",
+        "is a matter of the real configuration. Beside it stands what is not the library's own.",
+        "",
     ]
     for category in dict.fromkeys(outcome.category for outcome in outcomes):
         rows = [outcome for outcome in outcomes if outcome.category == category]
         counts = Counter(row.status for row in rows)
         told = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-        lines += [f"## {category}: {told}", "", "| entry | outcome | why |", "| --- | --- | --- |"]
+        lines += [f"## {category}: {told}", "", *_HEADER]
         for row in rows:
             outcome = f"{row.status}, {row.level}" if row.status == "passed" else row.status
             lines.append(f"| {row.name} | {outcome} | {_cell(row.reason)} |")
