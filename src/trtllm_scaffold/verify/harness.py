@@ -220,7 +220,7 @@ class Driver:
             self.api.KvCacheConfig(
                 max_tokens=blocks * self.tokens_per_block, enable_block_reuse=False
             ),
-            self.api.CacheType.SELF,
+            self.api.CacheType.SELFKONLY if is_latent(pretrained) else self.api.CacheType.SELF,
             num_layers=pretrained.num_hidden_layers,
             num_kv_heads=_kv_heads(pretrained),
             head_dim=_head_dim(pretrained),
@@ -242,13 +242,22 @@ def _tokens_per_block(setup: Setup) -> int:
     return size
 
 
+def is_latent(config: Any) -> bool:
+    """Whether the runtime makes the cache of multi-head latent attention for it."""
+    return bool(getattr(config, "kv_lora_rank", None) and getattr(config, "qk_rope_head_dim", None))
+
+
 def _kv_heads(config: Any) -> Any:
     """As the runtime reads it: the attention heads where the attribute is absent."""
+    if is_latent(config):
+        return 1
     return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
 def _head_dim(config: Any) -> int:
     """As the runtime reads it: only an int counts."""
+    if is_latent(config):
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
     given = getattr(config, "head_dim", None)
     if isinstance(given, int):
         return given
