@@ -32,6 +32,11 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "embedding_size": ("word_embed_proj_dim", "embedding_size"),
     "sliding_window": ("sliding_window", "window_size", "sliding_window_size", "local_attention"),
     "rotary_dim": ("rotary_dim",),
+    "q_lora_rank": ("q_lora_rank",),
+    "kv_lora_rank": ("kv_lora_rank",),
+    "qk_nope_head_dim": ("qk_nope_head_dim",),
+    "qk_rope_head_dim": ("qk_rope_head_dim",),
+    "v_head_dim": ("v_head_dim",),
 }
 
 ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.head import DenseFacts
 from trtllm_scaffold.infer.layer_names import fold_head
+from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.output import GateFacts
 from trtllm_scaffold.infer.roles import norm_name
@@ -98,6 +99,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.num_attention_heads": attention.heads,
         "attention.num_key_value_heads": attention.kv_heads,
         "attention.head_dim": attention.head_dim,
+        "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
         "attention.qkv_clip": _short(attention.clip),
@@ -125,6 +127,7 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.v_bias": attention.value.linear.bias is not None,
         "attention.o_bias": attention.output.bias is not None,
         "attention.qk_norm": qk_norm,
+        "attention.latents": None if attention.mla is None else latent_label(attention.mla),
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
@@ -148,6 +151,19 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "mlp.up_bias": mlp.up.bias is not None,
         "mlp.down_bias": mlp.down.bias is not None,
     }
+
+
+def latent_label(mla: MlaFacts) -> str:
+    """The latents, their norms and biases in words."""
+    linears = {"q_a": mla.q_a, "kv_a": mla.kv_a}
+    biased = [name for name, linear in linears.items() if linear is not None and linear.bias]
+    query = "" if mla.q_norm is None else f"of queries ({norm_label(mla.q_norm)}) and "
+    return f"{query}of keys and values ({norm_label(mla.kv_norm)}), biases: {biased or 'none'}"
+
+
+def latent_widths(mla: MlaFacts) -> str:
+    """Every width that latents have."""
+    return f"{mla.ranks}, {mla.nope} + {mla.rope}, {mla.value}"
 
 
 def _rope_numbers(attention: AttentionFacts) -> str | None:

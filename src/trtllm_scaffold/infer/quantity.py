@@ -35,6 +35,7 @@ class Fitter:
         self, tiny_configs: Sequence[Any], real_config: Any, held: Container[str] = ()
     ) -> None:
         self._configs = (*tiny_configs, real_config)
+        self.real_config = real_config
         self._held = held
         self._tiny_count = len(tiny_configs)
         self._columns = {name: self._column(name) for name in _attributes(self._configs)}
@@ -119,7 +120,7 @@ class Fitter:
             values = {k: v for k, v in config.to_dict().items() if k not in (name, key)}
             try:
                 rebuilt = type(config).from_dict(values)
-            except (TypeError, ValueError, KeyError, AttributeError):  # the class needs the key
+            except Exception:  # the class needs the key, and says so in its own way
                 return False
             if getattr(rebuilt, name, None) != getattr(config, name):
                 return False

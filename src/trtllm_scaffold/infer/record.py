@@ -102,7 +102,7 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(tensor, torch.Tensor):
                     node.outputs.append(self._new(tensor, node))
         for alias, old in changed:
-            self._stale(alias, [old, *node.outputs])
+            self._stale(alias, [old, *node.outputs], args[0])
         return out
 
     def _before_change(self, func: Any, args: Any) -> list[tuple[torch.Tensor, Value]]:
@@ -123,8 +123,9 @@ class _Recorder(TorchDispatchMode):
                 aliases.append((tensor, value))
         return aliases
 
-    def _stale(self, alias: torch.Tensor, parents: list[Value]) -> None:
-        node = Node(len(self.nodes), None, tuple(parents), {}, tuple(self._stack))
+    def _stale(self, alias: torch.Tensor, parents: list[Value], written: torch.Tensor) -> None:
+        place = _place(written, alias)
+        node = Node(len(self.nodes), None, tuple(parents), place, tuple(self._stack))
         self.nodes.append(node)
         node.outputs.append(self._new(alias, node))
 
@@ -155,6 +156,17 @@ class _Recorder(TorchDispatchMode):
             self.calls.append(Call(name, module, entered, result, first, len(self.nodes)))
 
         return hook
+
+
+def _place(part: torch.Tensor, whole: torch.Tensor) -> dict[str, Any]:
+    """Where `part` lies in `whole`, as strides of its flat memory; nothing where it sticks out."""
+    offset = part.storage_offset() - whole.storage_offset()
+    last = offset + sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True))
+    if part.dtype != whole.dtype or not whole.is_contiguous() or not part.numel():
+        return {}
+    if offset < 0 or last >= whole.numel():
+        return {}
+    return {"size": tuple(part.shape), "stride": part.stride(), "storage_offset": offset}
 
 
 def _first_float(tree: Any) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ from trtllm_scaffold.infer.embedding import EmbeddingFacts
 from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.head import HeadFacts
 from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.mlp import MlpFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.spec.checkpoint import Layout
@@ -53,7 +54,10 @@ def layer_roles(
     parts: dict[Linear, list[_Part]] = {}
     columns = attention.query.columns, attention.key_columns, attention.value_columns
     chains = attention.query, attention.key, attention.value
-    for name, chain, column in zip("qkv", chains, columns, strict=True):
+    if attention.mla is not None:
+        _add_latents(parts, attention.mla)
+    names = "qkv" if attention.mla is None else latent_names(attention.mla)
+    for name, chain, column in zip(names, chains, columns, strict=True):
         parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
     _add(parts, "attention.o", attention.output)
     if attention.gate is not None:
@@ -69,6 +73,10 @@ def layer_roles(
     for facts in block.norms.values():
         _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
     _put_mlp(table, mlp)
+    if attention.mla is not None:
+        _put_norm(table, attention.mla.kv_norm, "attention.kv_a_norm")
+        if attention.mla.q_norm is not None:
+            _put_norm(table, attention.mla.q_norm, "attention.q_a_norm")
     if attention.output_norm is not None:
         _put_norm(table, attention.output_norm, "attention.output_norm")
     if attention.sinks is not None:
@@ -84,6 +92,20 @@ def layer_roles(
             where=layer.name,
         )
     return {name.removeprefix(prefix): role for name, role in table.items()}
+
+
+def latent_names(mla: MlaFacts) -> tuple[str, str, str]:
+    """Names of the parts that queries, the plain part of keys, and values come from."""
+    return ("q" if mla.q_a is None else "q_b", "k_b", "v_b")
+
+
+def _add_latents(parts: dict[Linear, list[_Part]], mla: MlaFacts) -> None:
+    """The rows of the projections to the latents."""
+    if mla.q_a is not None:
+        parts.setdefault(mla.q_a, []).append(("attention.q_a", mla.q_a_columns[None]))
+    held = parts.setdefault(mla.kv_a, [])
+    held.append(("attention.kv_a", mla.latent_columns[None]))
+    held.append(("attention.k_rope", mla.rope_columns[None]))
 
 
 def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dict[str, RoleLayout]:
@@ -186,7 +208,11 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     columns = [column for _, column in held]
     if torch.equal(torch.cat([c.flatten() for c in columns]), torch.arange(rows)):
         return "whole" if len(held) == 1 else "rows"
-    if [role for role, _ in held] != ["attention.q", "attention.k", "attention.v"]:
+    roles = [role for role, _ in held]
+    if roles == ["attention.k_b", "attention.v_b"]:
+        by_head = torch.cat(columns, 1)
+        return "per_head" if torch.equal(by_head.flatten(), torch.arange(rows)) else None
+    if roles != ["attention.q", "attention.k", "attention.v"]:
         return None
     queries, keys, values = columns
     groups = keys.shape[0]

@@ -11,6 +11,7 @@ from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind
 from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.layer_numbers import layer_factor
+from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.roles import norm_name
@@ -145,17 +146,20 @@ class Builder:
     def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
+        mla = None if facts.mla is None else build_mla(self)
         spec = AttentionSpec(
             num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
             num_key_value_heads=fit(
                 "attention.num_key_value_heads", lambda f: f.attention.kv_heads
             ),
-            head_dim=fit("attention.head_dim", lambda f: f.attention.head_dim),
+            head_dim=head_width(mla)
+            if mla
+            else fit("attention.head_dim", lambda f: f.attention.head_dim),
             q_bias=facts.query.linear.bias is not None,
             k_bias=facts.key.linear.bias is not None,
             v_bias=facts.value.linear.bias is not None,
             o_bias=facts.output.bias is not None,
-            scale=self._scale(scale_form),
+            scale=latent_scale(mla) if mla else self._scale(scale_form),
             window=window,
             qk_norm=self._qk_norm(),
             softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),
@@ -165,6 +169,7 @@ class Builder:
             output_norm=self._optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
+            mla=mla,
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec
