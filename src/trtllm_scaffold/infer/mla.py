@@ -96,7 +96,8 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
 
     Args:
         layer: The layer.
-        query, key: Operands of the score product.
+        query: Operand of the score product.
+        key: The other one.
         heads: Query heads.
 
     Raises:

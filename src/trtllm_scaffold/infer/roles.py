@@ -14,7 +14,6 @@ from trtllm_scaffold.infer.embedding import EmbeddingFacts
 from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.head import HeadFacts
 from trtllm_scaffold.infer.layers import Layer
-from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.mlp import MlpFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.spec.checkpoint import Layout
@@ -51,19 +50,7 @@ def layer_roles(
         Refused: A projection mixes its parts in a way without a label.
     """
     table: dict[str, RoleLayout] = {}
-    parts: dict[Linear, list[_Part]] = {}
-    columns = attention.query.columns, attention.key_columns, attention.value_columns
-    chains = attention.query, attention.key, attention.value
-    if attention.mla is not None:
-        _add_latents(parts, attention.mla)
-    names = "qkv" if attention.mla is None else latent_names(attention.mla)
-    for name, chain, column in zip(names, chains, columns, strict=True):
-        parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
-    _add(parts, "attention.o", attention.output)
-    if attention.gate is not None:
-        parts.setdefault(attention.gate.linear, []).append(
-            ("attention.gate", attention.gate.columns.sort(1).values)
-        )
+    parts = _attention_parts(attention)
     if mlp.gate is not None and mlp.gate_columns is not None:
         parts.setdefault(mlp.gate, []).append(("mlp.gate", mlp.gate_columns[None]))
     parts.setdefault(mlp.up, []).append(("mlp.up", mlp.up_columns[None]))
@@ -73,16 +60,7 @@ def layer_roles(
     for facts in block.norms.values():
         _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
     _put_mlp(table, mlp)
-    if attention.mla is not None:
-        _put_norm(table, attention.mla.kv_norm, "attention.kv_a_norm")
-        if attention.mla.q_norm is not None:
-            _put_norm(table, attention.mla.q_norm, "attention.q_a_norm")
-    if attention.output_norm is not None:
-        _put_norm(table, attention.output_norm, "attention.output_norm")
-    if attention.sinks is not None:
-        table[attention.sinks] = RoleLayout(("attention.sinks",))
-    for which, facts in zip("qk", attention.norms or (), strict=False):
-        _put_norm(table, facts, f"attention.{which}_norm")
+    _put_attention(table, attention)
     prefix = f"{layer.name}."
     foreign = [name for name in table if not name.startswith(prefix)]
     if foreign:
@@ -94,18 +72,42 @@ def layer_roles(
     return {name.removeprefix(prefix): role for name, role in table.items()}
 
 
-def latent_names(mla: MlaFacts) -> tuple[str, str, str]:
-    """Names of the parts that queries, the plain part of keys, and values come from."""
-    return ("q" if mla.q_a is None else "q_b", "k_b", "v_b")
-
-
-def _add_latents(parts: dict[Linear, list[_Part]], mla: MlaFacts) -> None:
-    """The rows of the projections to the latents."""
-    if mla.q_a is not None:
+def _attention_parts(attention: AttentionFacts) -> dict[Linear, list[_Part]]:
+    """What the rows of attention's projections are."""
+    parts: dict[Linear, list[_Part]] = {}
+    mla = attention.mla
+    names = ("q", "k", "v") if mla is None else ("q" if mla.q_a is None else "q_b", "k_b", "v_b")
+    columns = attention.query.columns, attention.key_columns, attention.value_columns
+    chains = attention.query, attention.key, attention.value
+    for name, chain, column in zip(names, chains, columns, strict=True):
+        parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
+    if mla is not None and mla.q_a is not None:
         parts.setdefault(mla.q_a, []).append(("attention.q_a", mla.q_a_columns[None]))
-    held = parts.setdefault(mla.kv_a, [])
-    held.append(("attention.kv_a", mla.latent_columns[None]))
-    held.append(("attention.k_rope", mla.rope_columns[None]))
+    if mla is not None:
+        held = parts.setdefault(mla.kv_a, [])
+        held.append(("attention.kv_a", mla.latent_columns[None]))
+        held.append(("attention.k_rope", mla.rope_columns[None]))
+    _add(parts, "attention.o", attention.output)
+    if attention.gate is not None:
+        parts.setdefault(attention.gate.linear, []).append(
+            ("attention.gate", attention.gate.columns.sort(1).values)
+        )
+    return parts
+
+
+def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> None:
+    """What attention stores beside its projections."""
+    norms = {"attention.output_norm": attention.output_norm}
+    if attention.mla is not None:
+        norms["attention.kv_a_norm"] = attention.mla.kv_norm
+        norms["attention.q_a_norm"] = attention.mla.q_norm
+    for which, facts in zip("qk", attention.norms or (), strict=False):
+        norms[f"attention.{which}_norm"] = facts
+    for role, found in norms.items():
+        if found is not None:
+            _put_norm(table, found, role)
+    if attention.sinks is not None:
+        table[attention.sinks] = RoleLayout(("attention.sinks",))
 
 
 def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dict[str, RoleLayout]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.mla import latent_sizes, model_eps
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
@@ -21,6 +22,7 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
         "intermediate_size": spec.layer.mlp.intermediate_size,
+        **latent_sizes(attention.mla),
     }
     if spec.embedding.projection or spec.head.projection:
         sizes["embedding_size"] = spec.embedding.dim
@@ -31,6 +33,10 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     """Answers with every size, and the assignments that `canonicalize` needs."""
     sizes = _named_sizes(spec)
     assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
+    if spec.layer.attention.mla is not None:
+        del assigned["head_dim"]  # its parts have names; HF calls the rotated one so
+        if (eps := model_eps(spec)).expr != "config.rms_norm_eps":
+            assigned["rms_norm_eps"] = code(eps)
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
     recorded.setdefault("embedding_size", int(spec.hidden_size.value))

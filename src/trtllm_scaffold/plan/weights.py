@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.mla import MODULES, latent_transform, target_roles
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.spec import ModelSpec, TensorSpec
 
@@ -28,6 +29,7 @@ _ATTENTION = {
     "q_norm": "q_norm",
     "k_norm": "k_norm",
     "output_norm": "output_norm",
+    **MODULES,
 }
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "down_norm": "down_norm"}
 _QKV = {"q", "k", "v"}
@@ -72,6 +74,8 @@ def _parts(tensor: TensorSpec) -> tuple[str, ...]:
 
 def _target_roles(tensor: TensorSpec) -> tuple[str, ...]:
     """The roles in the order of a transform's results: q, k, v whatever the stored order."""
+    if (latent := target_roles(tensor)) is not None:
+        return latent
     if set(_parts(tensor)) == _QKV:
         return tuple(sorted(tensor.roles, key=lambda role: "qkv".index(role.split(".")[1])))
     return tensor.roles
@@ -87,6 +91,9 @@ def _adds_one(spec: ModelSpec, tensor: TensorSpec) -> bool:
 
 def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
     """The function of the port's weights file that takes `tensor` apart; empty for none."""
+    latent = latent_transform(spec, tensor)
+    if latent is not None:
+        return latent
     rope = spec.position.rope
     inverse = rope is not None and rope.inverse
     if len(tensor.roles) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtllm_scaffold.spec.attention import AttentionSpec
+from trtllm_scaffold.spec.mla import MlaSpec
 from trtllm_scaffold.spec.model import ModelSpec
 from trtllm_scaffold.spec.position import PositionSpec
 from trtllm_scaffold.spec.quantity import Quantity
@@ -33,6 +34,19 @@ def _attention(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
         "softcap": _value(attention.softcap),
         "sinks": attention.sinks,
         "qkv_clip": _value(attention.qkv_clip),
+        **({} if attention.mla is None else {"latent": _latent(attention.mla)}),
+    }
+
+
+def _latent(mla: MlaSpec) -> dict[str, Any]:
+    return {
+        "q_lora_rank": _value(mla.q_lora_rank),
+        "kv_lora_rank": mla.kv_lora_rank.value,
+        "qk_nope_head_dim": mla.qk_nope_head_dim.value,
+        "qk_rope_head_dim": mla.qk_rope_head_dim.value,
+        "v_head_dim": mla.v_head_dim.value,
+        "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
+        "biases": list(mla.biases),
     }
 
 

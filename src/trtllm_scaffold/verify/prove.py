@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
+from trtllm_scaffold.targets.contract import GENERATIONS
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
 from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
@@ -19,6 +20,8 @@ Progress = Callable[[str], Any]
 
 _NO_RANKS = "the ranks of the real runtime need a GPU each: prove it with --runtime standin"
 _NO_FP32 = "the kernels of the real runtime know 16-bit types only: prove it on the stand-in"
+#: Rotary scalings that latent attention has in both generations.
+_BOTH = ("", "yarn")
 _DTYPES = ("float32", "bfloat16", "both")
 
 
@@ -160,8 +163,8 @@ class _Proof:
                 ]
             except (InputError, CheckFailed) as error:
                 return [verdict("reference", [str(error)])]
-            if self.files.answers.get("attention_sinks"):
-                for case in cases:  # the library has sinks on its TRTLLM backend alone
+            if self._needs_trtllm():
+                for case in cases:
                     case.backends = ("TRTLLM",)
             checks += self._registration(workers, runtime.name)
             checks += self._parity(cases, runtime.name)
@@ -171,6 +174,11 @@ class _Proof:
         forget_port(self.files.package)
         return checks
 
+    def _needs_trtllm(self) -> bool:
+        """The library has sinks on its TRTLLM backend alone, and in 1.2 latent attention too."""
+        latent = self.files.answers.get("attention_kind") == "MLA" and self.generation == "1.2"
+        return bool(self.files.answers.get("attention_sinks")) or latent
+
     def _registration(self, workers: WorkerPool | None, runtime: str) -> list[Check]:
         from trtllm_scaffold.verify.rules import check_registration
 
@@ -178,7 +186,15 @@ class _Proof:
             return [skipped("registration", _NO_RANKS)]
         self.tell("registration in a fresh process")
         config = self.files.tiny_configs[0]
-        return [check_registration(workers, self.files.package, config, runtime, self.generation)]
+        package, known = self.files.package, self._generations()
+        return [check_registration(workers, package, config, runtime, known)]
+
+    def _generations(self) -> tuple[str, ...]:
+        """Those whose runtime builds the port: it imports on both."""
+        answers = self.files.answers
+        if answers.get("attention_kind") == "MLA" and answers.get("rope_scaling") not in _BOTH:
+            return (self.generation,)
+        return GENERATIONS
 
     def _parity(self, cases: Sequence[Any], runtime: str) -> list[Check]:
         from trtllm_scaffold.verify.parity import check_bf16, check_scenario
