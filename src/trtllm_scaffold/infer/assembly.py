@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_config
 from trtllm_scaffold.infer.evidence import Witnesses
@@ -83,7 +83,15 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
 def _observe(
     sources: Sources, classes: HFClasses, variant: int, *, whole_depth: bool = False
 ) -> Observation:
-    tiny = shrink(sources.raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
+    try:
+        tiny = shrink(sources.raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
+    except InputError as error:  # the class has taken the real one
+        raise Refused(
+            "model",
+            f"no tiny configuration of it is consistent: {error.message}",
+            where=error.where,
+            hint="models whose sizes are numbers at the top of the configuration are observed",
+        ) from error
     found = observe(tiny, classes.config_class, classes.model_class, seed=variant)
     check_uniform(found)
     return found

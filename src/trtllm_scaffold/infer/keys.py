@@ -37,6 +37,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "qk_nope_head_dim": ("qk_nope_head_dim",),
     "qk_rope_head_dim": ("qk_rope_head_dim",),
     "v_head_dim": ("v_head_dim",),
+    "qk_head_dim": ("qk_head_dim",),
 }
 
 ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}

@@ -141,6 +141,7 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
         "rotary_dim": _rotary_dim(real, head_dim),
         **dict(zip(LATENT_ROLES, base.latents, strict=True)),
     }
+    tiny["qk_head_dim"] = tiny["qk_nope_head_dim"] + tiny["qk_rope_head_dim"]
     if real.sizes.get("qk_rope_head_dim") == real.head_dim:  # what some call the rotated part
         tiny["head_dim"] = tiny["qk_rope_head_dim"]
     if real.sizes.get("embedding_size") == real.sizes["hidden_size"]:
