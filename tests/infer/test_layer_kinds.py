@@ -200,7 +200,8 @@ def test_sizes_that_no_key_gives_are_refused(model_type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, entry in ENTRIES.items() if entry.category in ("moe", "mla")]
+    "name",
+    [n for n, entry in ENTRIES.items() if entry.category in ("moe", "mla") and n != "minicpm3"],
 )
 def test_experts_and_latents_are_refused_by_axis(name: str) -> None:
     with pytest.raises(Refused) as caught:
