@@ -159,9 +159,7 @@ MOE_SPECS: dict[str, ModelSpec] = {
         MoeSpec(router(), shared_spec("sigmoid_gate")), (*one_by_one(), *shared(gate=True))
     ),
     "granitemoe": moe(MoeSpec(router("topk_softmax")), stacked(transposed=False)),
-    "gpt_oss": moe(
-        GPT_OSS, stacked(transposed=True, layout="alternating", bias=True), mlp=BIASED
-    ),
+    "gpt_oss": moe(GPT_OSS, stacked(transposed=True, layout="alternating", bias=True), mlp=BIASED),
     "dbrx": moe(MoeSpec(router(renormalised=True)), flat()),
     "glm4_moe": dense_first(moe(MoeSpec(GLM, shared_spec("sum")), (*one_by_one(), *shared()))),
     "deepseek_v3": moe(
@@ -187,7 +185,5 @@ MOE_SPECS: dict[str, ModelSpec] = {
     "phimoe": moe(
         MoeSpec(router("sparsemixer", jitter=key("router_jitter_noise", 0.01))), one_by_one()
     ),
-    "hunyuan": moe(
-        MoeSpec(router(renormalised=True, scaling=key("scale", 2.0))), one_by_one()
-    ),
+    "hunyuan": moe(MoeSpec(router(renormalised=True, scaling=key("scale", 2.0))), one_by_one()),
 }

@@ -74,7 +74,7 @@ def dense_kind(spec: ModelSpec) -> LayerKind | None:
 
 
 def plain_mlp(spec: ModelSpec) -> MlpSpec | None:
-    """The feed-forward that is a module of its own: that of dense layers, or the shared experts'."""
+    """The feed-forward that is a module of its own: of dense layers, or of shared experts."""
     dense, experts = dense_kind(spec), experts_kind(spec)
     if dense is not None:
         return dense.mlp
@@ -158,8 +158,7 @@ def plan_moe(spec: ModelSpec) -> Answers:
     if moe.shared and dense and moe.shared.mlp.activation != dense.mlp.activation:
         raise Refused(
             "moe.shared",
-            f"shared experts have {moe.shared.mlp.activation}, dense layers "
-            f"{dense.mlp.activation}",
+            f"shared experts have {moe.shared.mlp.activation}, dense layers {dense.mlp.activation}",
         )
     if dense and dense.mlp.kind == "plain":
         raise Refused("mlp.kind", "a plain feed-forward in layers beside layers of experts")

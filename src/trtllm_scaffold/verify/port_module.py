@@ -194,7 +194,9 @@ def _biases(model: torch.nn.Module) -> list[torch.Tensor]:
     return [
         buffer
         for name, buffer in model.named_buffers()
-        if name in stored and buffer.is_floating_point() and name.rpartition(".")[2].endswith("bias")
+        if name in stored
+        and buffer.is_floating_point()
+        and name.rpartition(".")[2].endswith("bias")
     ]
 
 
