@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.moe import dense_kind, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
@@ -20,8 +21,11 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
-        "intermediate_size": spec.layer.mlp.intermediate_size,
     }
+    dense = dense_kind(spec)
+    if dense is not None:
+        sizes["intermediate_size"] = dense.mlp.intermediate_size
+    sizes.update(expert_sizes(spec))
     if spec.embedding.projection or spec.head.projection:
         sizes["embedding_size"] = spec.embedding.dim
     return sizes
@@ -34,6 +38,7 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
     recorded.setdefault("embedding_size", int(spec.hidden_size.value))
+    recorded.setdefault("intermediate_size", int(spec.layer.mlp.intermediate_size.value))
     return {
         **recorded,
         "dtype": spec.dtype,

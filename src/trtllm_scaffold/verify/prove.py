@@ -227,6 +227,8 @@ class _Proof:
     ) -> list[Check]:
         sizes = sorted({size for size in self.tp if size > 1})
         names = [f"parallel TP {size}" for size in sizes] + ["parallel PP 2"]
+        experts = sizes if self.files.answers.get("moe") else []
+        names[-1:-1] = [f"parallel EP {size}" for size in experts]
         if workers is None or runtime != "standin":
             return [skipped(name, _NO_RANKS) for name in names]
         from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
@@ -241,6 +243,9 @@ class _Proof:
         for size in sizes:
             self.tell(f"tensor parallel {size}")
             checks.append(check_parallel(workers, jobs, tp_size=size))
+        for size in experts:
+            self.tell(f"expert parallel {size}")
+            checks.append(check_parallel(workers, jobs, tp_size=size, ep_size=size))
         self.tell("pipeline parallel 2")
         return [*checks, check_parallel(workers, jobs, tp_size=1, pp_size=2)]
 
