@@ -35,9 +35,9 @@ class Fitter:
         self, tiny_configs: Sequence[Any], real_config: Any, held: Container[str] = ()
     ) -> None:
         self._configs = (*tiny_configs, real_config)
-        self._held = held
+        self.held = held
         self._tiny_count = len(tiny_configs)
-        self._columns = {name: self._column(name) for name in _attributes(self._configs)}
+        self._columns = {name: self._column(name) for name in _attributes(self._configs, held)}
         self._columns = {
             name: column
             for name, column in self._columns.items()
@@ -113,7 +113,7 @@ class Fitter:
         if name in _computed(self._configs[-1]):  # read-only: a port could not set it anyway
             return False
         key = (getattr(self._configs[-1], "attribute_map", None) or {}).get(name, name)
-        if name in self._held or key in self._held:
+        if name in self.held or key in self.held:
             return False
         for config in self._configs[: self._tiny_count]:
             values = {k: v for k, v in config.to_dict().items() if k not in (name, key)}
@@ -244,13 +244,18 @@ def _same(left: Number, right: Number, rtol: float) -> bool:
     return math.isclose(left, right, rel_tol=rtol, abs_tol=0.0)
 
 
-def _attributes(configs: Sequence[Any]) -> list[str]:
-    """Return the attribute names that an expression may use, preferred ones first."""
+def _attributes(configs: Sequence[Any], held: Container[str]) -> list[str]:
+    """Return the attribute names that an expression may use, preferred ones first.
+
+    A key that the file holds under another name than the canonical one comes last: only a hint
+    asks for it.
+    """
     real = configs[-1]
     canonical = {key: name for name, key in (getattr(real, "attribute_map", None) or {}).items()}
     listed = [set(config.to_dict()) for config in configs]
     keys = [key for key in real.to_dict() if all(key in names for names in listed)]
     names = [*_computed(real), *(canonical.get(key, key) for key in keys)]
+    names += [key for key in keys if key in canonical and key in held]
     declared = _declared(real)
     order = {name: index for index, name in enumerate(SYNONYMS)}
     safe = [

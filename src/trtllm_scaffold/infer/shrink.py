@@ -16,6 +16,7 @@ from trtllm_scaffold.infer.tiny_layers import (
     layer_edits,
     layer_rows,
 )
+from trtllm_scaffold.infer.tiny_moe import tiny_moe
 from trtllm_scaffold.infer.tiny_rope import tiny_rope
 from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
 from trtllm_scaffold.infer.tiny_sizes import (
@@ -86,6 +87,7 @@ def shrink(
 
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
+    edits.update(tiny_moe(full, style, variant))
     edits.update(layer_edits(source, full, layers, kept, sizes))
     edits.update(without_dropout(source))
     edits.update(tokens_inside(full, sizes["vocab_size"]))

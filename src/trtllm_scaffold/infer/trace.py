@@ -16,9 +16,12 @@ from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.head import HeadFacts, read_head
 from trtllm_scaffold.infer.layers import Layer, find_layers
 from trtllm_scaffold.infer.mlp import MlpFacts, read_mlp
+from trtllm_scaffold.infer.moe import MoeFacts, check_recorded, is_like, read_moe
+from trtllm_scaffold.infer.moe_roles import feed_forward_facts, moe_roles
 from trtllm_scaffold.infer.norm import NormReader
 from trtllm_scaffold.infer.record import record
 from trtllm_scaffold.infer.roles import RoleLayout, check_all_used, layer_roles, model_roles
+from trtllm_scaffold.infer.routed import Routed
 from trtllm_scaffold.infer.signature import signature
 from trtllm_scaffold.infer.tiny import build, token_ids
 
@@ -30,7 +33,10 @@ class LayerFacts:
     Attributes:
         layer: The layer.
         origin: The layer that was read: an earlier one where both ran the same operations.
-        attention, mlp, block: Its axes, with the names of the origin.
+        attention, mlp, block: Its axes, with the names of the origin. `mlp` is that of one expert
+            in a layer of experts.
+        moe: Its choice among experts, or None.
+        shared: The feed-forward that every token of a layer of experts goes to, or None.
         roles: See `layer_roles`.
     """
 
@@ -39,6 +45,8 @@ class LayerFacts:
     attention: AttentionFacts
     mlp: MlpFacts
     block: BlockFacts
+    moe: MoeFacts | None = None
+    shared: MlpFacts | None = None
     roles: dict[str, RoleLayout] = field(default_factory=dict)
 
 
@@ -134,14 +142,23 @@ def read(graph: Graph) -> Observation:
 
 def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
     """Read every layer, those that ran the same operations once."""
-    known: dict[Hashable, LayerFacts] = {}
+    known: dict[Hashable, list[LayerFacts]] = {}
     facts = []
     for layer in layers:
-        key = signature(layer)
-        if key not in known:
-            known[key] = _read_layer(layer)
-        facts.append(replace(known[key], layer=layer))
+        same = known.setdefault(signature(layer), [])
+        found = next((f for f in same if _has_experts_of(f, layer)), None)
+        if found is None:
+            found = _read_layer(layer)
+            same.append(found)
+        facts.append(replace(found, layer=layer))
     return tuple(facts)
+
+
+def _has_experts_of(facts: LayerFacts, layer: Layer) -> bool:
+    """Whether a layer's experts, if it has any, are explained by the formula of another's."""
+    if layer.routed is None or facts.moe is None:
+        return layer.routed is facts.moe
+    return is_like(facts.moe, layer.routed.module, layer.input.shape[-1])
 
 
 def _read_layer(layer: Layer) -> LayerFacts:
@@ -149,10 +166,31 @@ def _read_layer(layer: Layer) -> LayerFacts:
         attention = read_attention(layer)
     with _labelled("block", layer.name):
         block = read_block(layer, attention.input, attention.output)
+    if layer.routed is not None:
+        with _labelled("moe", layer.routed.name):
+            return _read_experts(layer, layer.routed, attention, block)
     with _labelled("mlp", layer.name):
         mlp = read_mlp(layer, block.down)
+    roles = layer_roles(layer, attention, mlp, block)
+    return LayerFacts(layer, layer, attention, mlp, block, roles=roles)
+
+
+def _read_experts(
+    layer: Layer, routed: Routed, attention: AttentionFacts, block: BlockFacts
+) -> LayerFacts:
+    if block.down is not routed.linear:
+        raise Refused("moe", "its experts are not the layer's feed-forward", where=layer.name)
+    moe = read_moe(routed.module, routed.name, layer.input.shape[-1])
+    check_recorded(moe, routed)
+    mlp = feed_forward_facts(layer, moe.parts.expert)
+    shared = moe.parts.shared
+    inside = None if shared is None else feed_forward_facts(layer, shared)
+    beside = None if block.beside is None else read_mlp(layer, block.beside)
+    if inside is not None and beside is not None:
+        raise Refused("moe", "two feed-forwards stand beside the experts", where=layer.name)
+    roles = {**layer_roles(layer, attention, beside, block), **moe_roles(layer, moe)}
     return LayerFacts(
-        layer, layer, attention, mlp, block, layer_roles(layer, attention, mlp, block)
+        layer, layer, attention, mlp, block, moe=moe, shared=inside or beside, roles=roles
     )
 
 
