@@ -90,7 +90,7 @@ def test_layers_are_compared_for_the_plot(report):
 
 
 def test_progress_is_told(report, told):
-    assert "pipeline parallel 2" in told
+    assert "parallel PP 2" in told
 
 
 @pytest.mark.parametrize("fault", faults.DYNAMIC, ids=lambda fault: fault.name)
