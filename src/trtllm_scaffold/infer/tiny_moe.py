@@ -98,8 +98,8 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
     for index, key in enumerate(key for key in WIDTH_KEYS if is_size(full.get(key))):
         edits[key] = first + step * index
     if style == "odd":
-        keys = (key for key in SYNONYMS["intermediate_size"] if is_size(full.get(key)))
-        edits.update(dict.fromkeys(keys, _INTERMEDIATE[variant]))
+        held = [key for key in SYNONYMS["intermediate_size"] if is_size(full.get(key))]
+        edits.update(dict.fromkeys(held, _INTERMEDIATE[variant]))
     return edits
 
 
