@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from trtllm_scaffold.infer.keys import is_size
+from trtllm_scaffold.infer.keys import SYNONYMS, is_size
 from trtllm_scaffold.infer.tiny_sizes import Style
 
 #: Role -> the keys that families use for it.
@@ -55,6 +55,14 @@ _GROUPED = {
     ("published", 0): (16, 4, 4, 2, 1),
     ("published", 1): (24, 4, 6, 3, 2),
 }
+#: (first, step) of the widths. Grouped products of bfloat16 need rows of a multiple of 16 bytes.
+_WIDTHS = {
+    ("odd", 0): (40, 16),
+    ("odd", 1): (48, 16),
+    ("published", 0): (48, 16),
+    ("published", 1): (64, 16),
+}
+_INTERMEDIATE = (152, 232)
 _ROLES = ("num_experts", "top_k", "num_groups", "top_groups", "num_shared")
 
 
@@ -86,9 +94,12 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
                 edits[key] = tiny[role]
             elif _is_list(value):
                 edits[key] = [tiny[role]] * len(value)
-    start, step = (44, 12) if style == "odd" else (48, 16)
+    first, step = _WIDTHS[style, variant]
     for index, key in enumerate(key for key in WIDTH_KEYS if is_size(full.get(key))):
-        edits[key] = start + step * index + (8 if style == "odd" else 16) * variant
+        edits[key] = first + step * index
+    if style == "odd":
+        held = [key for key in SYNONYMS["intermediate_size"] if is_size(full.get(key))]
+        edits.update(dict.fromkeys(held, _INTERMEDIATE[variant]))
     return edits
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts, read_attention
 from trtllm_scaffold.infer.block import BlockFacts, read_block
@@ -103,6 +105,13 @@ def observe(
 def _observe(
     raw: Mapping[str, Any], config_class: type, model_class: type, seed: int, *, eager: bool
 ) -> Observation:
+    with one_thread():
+        return _traced(raw, config_class, model_class, seed, eager=eager)
+
+
+def _traced(
+    raw: Mapping[str, Any], config_class: type, model_class: type, seed: int, *, eager: bool
+) -> Observation:
     model, constants = build(dict(raw), config_class, model_class, seed=seed, eager=eager)
     try:
         graph = record(model, token_ids(model, seed), constants)
@@ -192,6 +201,17 @@ def _read_experts(
     return LayerFacts(
         layer, layer, attention, mlp, block, moe=moe, shared=inside or beside, roles=roles
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: tiny operations lose more by waiting for others than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
