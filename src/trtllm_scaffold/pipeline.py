@@ -116,6 +116,11 @@ def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspecti
     return Inspection(infer(sources, _classes(sources, trust_remote_code)), sources.hf_id)
 
 
+def _experts(spec: ModelSpec) -> int | float:
+    """How many experts a layer chooses from."""
+    return next(kind.moe.router.num_experts.value for kind in spec.layer_kinds if kind.moe)
+
+
 def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
     """The JSON documents of a port that the CLI owns, by path."""
     from trtllm_scaffold.infer.shrink import shrink
@@ -127,6 +132,7 @@ def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[
             "shape": list(tensor.shape),
             "layers": layers if tensor.per_layer else None,
             **({"only_layers": list(tensor.only_layers)} if tensor.only_layers else {}),
+            **({"experts": _experts(spec)} if "{e}" in tensor.name else {}),
         }
         for tensor in spec.checkpoint.tensors
     ]

@@ -165,9 +165,6 @@ LATENT = {
 @pytest.mark.parametrize(
     ("model_type", "axis", "changes"),
     [
-        ("mixtral", "moe", {"num_local_experts": 4, **EXPERTS}),
-        ("qwen3_moe", "moe", {"num_experts": 4, **EXPERTS}),
-        ("gpt_oss", "moe", {"num_local_experts": 4, "layer_types": MIXED, **EXPERTS}),
         ("deepseek_v32", "attention", {**LATENT, **EXPERTS, "index_topk": 5}),
         ("diffllama", "attention", {}),
         ("doge", "attention", {}),

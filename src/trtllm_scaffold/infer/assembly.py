@@ -10,6 +10,7 @@ from trtllm_scaffold.infer.effective import build_config
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern, listed_window
 from trtllm_scaffold.infer.labels import structure
+from trtllm_scaffold.infer.moe_sizes import check_experts
 from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position, build_ropes
 from trtllm_scaffold.infer.quantity import Fitter
@@ -58,6 +59,11 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         witnesses.config(fact, key, f"one of {len(pattern.kinds)} kinds for each layer")
     ropes = build_ropes(builder, pattern, config)
     window = listed_window(observations, pattern, config)
+    kinds = tuple(
+        builder.layer(kind, rope, pattern.scale_form, window)
+        for kind, rope in zip(pattern.kinds, ropes, strict=True)
+    )
+    check_experts(kinds, checkpoint)
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
@@ -65,10 +71,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         config_class=config_class,
         **vars(sizes),
         dtype=dtype(sources.raw),
-        layer_kinds=tuple(
-            builder.layer(kind, rope, pattern.scale_form, window)
-            for kind, rope in zip(pattern.kinds, ropes, strict=True)
-        ),
+        layer_kinds=kinds,
         layer_pattern=pattern.layers,
         position=build_position(builder, ropes, pattern),
         embedding=builder.embedding(),

@@ -9,7 +9,13 @@ from typing import Any, TypeGuard
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads"),
+    "num_key_value_heads": (
+        "num_key_value_heads",
+        "num_kv_heads",
+        "n_head_kv",
+        "n_kv_heads",
+        "kv_n_heads",
+    ),
     "head_dim": ("head_dim", "dim_head", "d_kv", "kv_channels"),
     "intermediate_size": (
         "intermediate_size",
@@ -91,7 +97,7 @@ def is_scalar(key: str, value: Any) -> bool:
     """Whether a number is a free scalar: an eps, a theta, a multiplier, a cap."""
     if not is_number(value) or isinstance(value, bool) or is_inert(key) or key in FRACTIONS:
         return False
-    if key in ROLE_OF or is_token(key):
+    if key in ROLE_OF or is_token(key) or "normaliz" in key:  # the order of a norm, or a switch
         return False
     return isinstance(value, float) or any(part in key for part in SCALAR_PARTS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ class RoleLayout:
 
     Attributes:
         head: The head whose own tensor it is, or None.
+        expert: The expert whose own tensor it is, or None.
         dropped: Why no port needs it; it has no roles then.
     """
 
@@ -34,6 +36,8 @@ class RoleLayout:
     per_layer: bool = True
     blocks: int = 0
     head: int | None = None
+    experts: Literal["one", "stacked", "flat"] = "one"
+    expert: int | None = None
     dropped: str = ""
 
 
@@ -42,24 +46,25 @@ _Part = tuple[str, torch.Tensor]
 
 
 def layer_roles(
-    layer: Layer, attention: AttentionFacts, mlp: MlpFacts, block: BlockFacts
+    layer: Layer, attention: AttentionFacts, mlp: MlpFacts | None, block: BlockFacts
 ) -> dict[str, RoleLayout]:
     """Roles of one layer's parameters, by names relative to the layer.
+
+    `mlp` is the dense feed-forward, or the one beside experts, whose roles are of `moe.shared`.
 
     Raises:
         Refused: A projection mixes its parts in a way without a label.
     """
     table: dict[str, RoleLayout] = {}
     parts = _attention_parts(attention)
-    if mlp.gate is not None and mlp.gate_columns is not None:
-        parts.setdefault(mlp.gate, []).append(("mlp.gate", mlp.gate_columns[None]))
-    parts.setdefault(mlp.up, []).append(("mlp.up", mlp.up_columns[None]))
-    _add(parts, "mlp.down", mlp.down)
+    if mlp is not None:
+        _add_mlp(parts, mlp, "mlp" if layer.routed is None else "moe.shared")
     for linear, held in parts.items():
         _put_linear(table, layer, linear, held)
     for facts in block.norms.values():
         _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
-    _put_mlp(table, mlp)
+    if mlp is not None:
+        _put_mlp(table, mlp)
     _put_attention(table, attention)
     prefix = f"{layer.name}."
     foreign = [name for name in table if not name.startswith(prefix)]
@@ -181,6 +186,13 @@ def check_all_used(graph: Graph, prefix: str, used: set[str]) -> None:
 
 def _add(parts: dict[Linear, list[_Part]], role: str, linear: Linear) -> None:
     parts.setdefault(linear, []).append((role, torch.arange(linear.rows)[None]))
+
+
+def _add_mlp(parts: dict[Linear, list[_Part]], mlp: MlpFacts, prefix: str) -> None:
+    if mlp.gate is not None and mlp.gate_columns is not None:
+        parts.setdefault(mlp.gate, []).append((f"{prefix}.gate", mlp.gate_columns[None]))
+    parts.setdefault(mlp.up, []).append((f"{prefix}.up", mlp.up_columns[None]))
+    _add(parts, f"{prefix}.down", mlp.down)
 
 
 def _put_linear(

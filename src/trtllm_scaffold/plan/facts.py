@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trtllm_scaffold.plan.facts_moe import moe_facts
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, MlaSpec, ModelSpec, NormSpec, RopeSpec
 from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS, KERNEL_LATENT_WIDTHS
 
@@ -78,11 +79,21 @@ def _latent_rope_facts(rope: RopeSpec) -> list[Fact]:
     ]
 
 
-def _layer_facts(layer: LayerKind) -> list[Fact]:
+def _mlp_facts(layer: LayerKind) -> list[Fact]:
+    if layer.moe is not None:
+        return moe_facts(layer)
     mlp = layer.mlp
     biases = {"up": mlp.up_bias, "down": mlp.down_bias}
     if mlp.kind == "gated":
         biases["gate"] = mlp.gate_bias
+    return [
+        ("mlp.kind", f"{mlp.kind} {mlp.activation}"),
+        ("mlp.bias", bias_pattern(biases, "all")),
+        ("mlp.down_norm", _norm(mlp.down_norm)),
+    ]
+
+
+def _layer_facts(layer: LayerKind) -> list[Fact]:
     facts = _attention_facts(layer.attention)
     facts += [("norm.kind", norm.label) for _, norm in layer.block.norms]
     facts += [
@@ -91,9 +102,7 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
             "block.coefficient",
             _set(layer.block.attention_coefficient or layer.block.mlp_coefficient),
         ),
-        ("mlp.kind", f"{mlp.kind} {mlp.activation}"),
-        ("mlp.bias", bias_pattern(biases, "all")),
-        ("mlp.down_norm", _norm(mlp.down_norm)),
+        *_mlp_facts(layer),
     ]
     if layer.rope:
         facts += _rope_facts(layer.rope)

@@ -8,6 +8,19 @@ _T = "tensorrt_llm._torch"
 
 #: Symbol -> (import path in 1.4, import path in 1.2). A test holds this against the manifests.
 PATHS: dict[str, tuple[str, str]] = {
+    **{
+        name: (f"{_T}.moe.fused_moe", f"{_T}.modules.fused_moe")
+        for name in (
+            "BaseMoeRoutingMethod",
+            "DeepSeekV3MoeRoutingMethod",
+            "DefaultMoeRoutingMethod",
+            "Llama4RenormalizeMoeRoutingMethod",
+            "RenormalizeMoeRoutingMethod",
+            "RoutingMethodType",
+            "SparseMixerMoeRoutingMethod",
+            "create_moe",
+        )
+    },
     "AllReduce": (f"{_T}.distributed", f"{_T}.distributed"),
     "AllReduceStrategy": ("tensorrt_llm.functional", "tensorrt_llm.functional"),
     "Attention": (f"{_T}.attention.attention", f"{_T}.modules.attention"),
@@ -39,6 +52,12 @@ PATHS: dict[str, tuple[str, str]] = {
     "register_auto_model": (f"{_T}.models.modeling_utils", f"{_T}.models.modeling_utils"),
 }
 
+#: Symbols of 1.4 that 1.2 has in no place -> path. A port finds None for them there.
+NEW: dict[str, str] = {
+    "SwigluActivation": f"{_T}.moe.fused_moe",
+    "SwigluBiasActivation": f"{_T}.moe.fused_moe",
+}
+
 
 def import_order(symbol: str) -> tuple[bool, bool, str]:
     """Ruff's order within one import: constants, then classes, then functions."""
@@ -48,7 +67,8 @@ def import_order(symbol: str) -> tuple[bool, bool, str]:
 def import_answers(modeling: Iterable[str], configuration: Iterable[str]) -> dict[str, list[str]]:
     """The answers from which ``_trtllm.py`` and the import blocks are rendered."""
     modeling, configuration = set(modeling), set(configuration)
-    everything = sorted(modeling | configuration, key=import_order)
+    everything = sorted((modeling | configuration) - set(NEW), key=import_order)
+    new = sorted((modeling | configuration) & set(NEW))
     moved = [name for name in everything if PATHS[name][0] != PATHS[name][1]]
     stable = sorted({PATHS[name][0] for name in everything if name not in moved})
     by_path = [[name for name in everything if PATHS[name][0] == path] for path in stable]
@@ -59,5 +79,7 @@ def import_answers(modeling: Iterable[str], configuration: Iterable[str]) -> dic
         "moved_symbols": moved,
         "moved_new": [PATHS[name][0] for name in moved],
         "moved_old": [PATHS[name][1] for name in moved],
-        "import_all": sorted(everything),
+        "new_symbols": new,
+        "new_paths": [NEW[name] for name in new],
+        "import_all": sorted([*everything, *new]),
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_scaffold.plan.answers import Answers
-from trtllm_scaffold.plan.kinds import constant
-from trtllm_scaffold.spec import ModelSpec
+from trtllm_scaffold.plan.moe import dense_kind, plain_mlp
+from trtllm_scaffold.spec import MlpSpec, ModelSpec, Quantity
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ ACTIVATION_CODE: dict[str, ActivationCode] = {
 
 def _uses_functional(spec: ModelSpec) -> bool:
     """Whether the modeling file calls torch.nn.functional."""
-    mlp, dense = spec.layer.mlp, spec.head.dense
+    mlp, dense = plain_mlp(spec), spec.head.dense
     norm = spec.layer.attention.qk_norm
     own_norm = norm is not None and norm.scope == "per_head_weight"
-    return mlp.kind == "plain" or mlp.activation != "silu" or dense is not None or own_norm
+    own_mlp = mlp is not None and (mlp.kind == "plain" or mlp.activation != "silu")
+    return own_mlp or dense is not None or own_norm
 
 
 def plan_mlp(spec: ModelSpec) -> Answers:
-    """Answers of the mlp axis."""
-    constant(spec, "mlp", lambda kind: kind.mlp)
-    mlp = spec.layer.mlp
+    """Answers of the mlp axis: of dense layers, or where there are none of shared experts."""
+    mlp = plain_mlp(spec) or MlpSpec("gated", "silu", Quantity(0, "0"), False, False)
     constants = dict(mlp.activation_parameters)
     code = ACTIVATION_CODE[mlp.activation]
     return {
-        "mlp_kind": mlp.kind,
+        "mlp_kind": mlp.kind if dense_kind(spec) else "",
         "mlp_activation": mlp.activation,
         "mlp_activation_name": code.name,
         "mlp_activation_function": code.body,

@@ -15,7 +15,7 @@ def named_norms(spec: ModelSpec) -> dict[str, NormSpec]:
     optional = {
         "qk_norm": layer.attention.qk_norm and layer.attention.qk_norm.norm,
         "output_norm": layer.attention.output_norm,
-        "down_norm": layer.mlp.down_norm,
+        "down_norm": layer.mlp.down_norm if layer.moe is None else None,
         "embed_norm": spec.embedding.norm,
         "norm": head.final_norm,
         "head_norm": head.dense and head.dense.norm,

@@ -13,6 +13,8 @@ from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
 from trtllm_scaffold.plan.mla import plan_mla
 from trtllm_scaffold.plan.mlp import plan_mlp
+from trtllm_scaffold.plan.moe import plan_moe
+from trtllm_scaffold.plan.moe_symbols import moe_symbols
 from trtllm_scaffold.plan.names import PortNames
 from trtllm_scaffold.plan.norm import plan_norm
 from trtllm_scaffold.plan.position import plan_position
@@ -50,7 +52,9 @@ class PortPlan:
 def _modeling_symbols(answers: Answers) -> set[str]:
     """TensorRT-LLM names that the rendered modeling file uses."""
     symbols = {*_ALWAYS, str(answers["attention_base"]), *_library_norms(answers)}
-    symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
+    if answers["mlp_kind"]:
+        symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
+    symbols |= moe_symbols(answers)
     if answers["position_kind"] == "rope":
         symbols |= {"PositionalEmbeddingParams", "PositionEmbeddingType"}
     if answers["qk_norm"] == "full" or answers["output_norm"] or answers["mlp_down_norm"]:
@@ -104,7 +108,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "proven": spec.proven,
     }
     axes = (plan_sizes, plan_attention, plan_mla, plan_position, plan_norm, plan_block, plan_mlp)
-    for axis in (*axes, plan_embedding, plan_head, plan_weights):
+    for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))
     assert json.loads(json.dumps(answers)) == answers, "answers must be JSON-plain"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.mla import latent_sizes, model_eps
+from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
@@ -21,9 +22,12 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
-        "intermediate_size": spec.layer.mlp.intermediate_size,
         **latent_sizes(attention.mla),
     }
+    dense = dense_kind(spec)
+    if dense is not None:
+        sizes[dense_width(spec)] = dense.mlp.intermediate_size
+    sizes.update(expert_sizes(spec))
     if spec.embedding.projection or spec.head.projection:
         sizes["embedding_size"] = spec.embedding.dim
     return sizes
@@ -40,8 +44,11 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
     recorded.setdefault("embedding_size", int(spec.hidden_size.value))
+    widest = dense_kind(spec) or spec.layer
+    recorded.setdefault("intermediate_size", int(widest.mlp.intermediate_size.value))
     return {
-        **recorded,
+        **{name: size for name, size in recorded.items() if name != "dense_intermediate_size"},
+        "dense_width": dense_width(spec),
         "dtype": spec.dtype,
         "canonical_names": list(assigned),
         "canonical_exprs": list(assigned.values()),

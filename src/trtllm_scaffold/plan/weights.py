@@ -5,6 +5,7 @@ from __future__ import annotations
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.mla import MODULES, latent_transform, target_roles
+from trtllm_scaffold.plan.moe_weights import is_moe, moe_parameter, moe_transform
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.spec import ModelSpec, TensorSpec
 
@@ -65,6 +66,8 @@ def parameter_name(role: str) -> str:
         return f"{_LAYER}.mlp.{_MLP[part]}.{kind}"
     if stem == "mlp.activation":
         return f"{_LAYER}.mlp.activation.{kind}"
+    if axis == "moe" and (found := moe_parameter(role)):
+        return found
     raise Refused("checkpoint", f"no parameter of a port takes the role {role!r}")
 
 
@@ -91,6 +94,8 @@ def _adds_one(spec: ModelSpec, tensor: TensorSpec) -> bool:
 
 def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
     """The function of the port's weights file that takes `tensor` apart; empty for none."""
+    if is_moe(tensor):
+        return moe_transform(tensor)
     latent = latent_transform(spec, tensor)
     if latent is not None:
         return latent
@@ -123,8 +128,11 @@ def _name(tensor: TensorSpec) -> str:
 
 
 def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
-    """Whether some layers lack the tensor: only their norm before attention may be missing."""
-    if not tensor.only_layers:
+    """Whether some layers lack the tensor, be it that their norm before attention is missing.
+
+    Which layers have experts is known apart.
+    """
+    if not tensor.only_layers or tensor.roles[0].startswith(("moe.", "mlp.")):
         return False
     names = {kind.block.attention_input_norm for kind in spec.layer_kinds}
     if tensor.roles[0].split(".")[1] not in names:
@@ -151,6 +159,8 @@ def plan_weights(spec: ModelSpec) -> Answers:
         "weight_targets": [" ".join(map(parameter_name, _target_roles(t))) for t in tensors],
         "weight_transforms": [_transform(spec, tensor) for tensor in tensors],
         "partial_names": [tensor.name for tensor in tensors if _is_partial(spec, tensor)],
+        "moe_experts_apart": any("{e}" in tensor.name for tensor in tensors),
+        "moe_experts_together": any(tensor.experts != "one" for tensor in tensors),
         "qkv_layout": str(fused.layout) if fused else "",
         "qkv_order": order,
         "qkv_parts": ", ".join(_parts(fused)) if fused else "",

@@ -10,8 +10,10 @@ from trtllm_scaffold.spec.quantity import Quantity
 
 #: How logits [num_tokens, num_experts] become the weights of the chosen experts.
 #: ``softmax``: softmax over all, then the top k. ``topk_softmax``: the top k logits, then
-#: softmax over those. ``sigmoid``: sigmoid of each, then the top k.
-SCORES = ("softmax", "topk_softmax", "sigmoid")
+#: softmax over those. ``sigmoid``: sigmoid of each, then the top k. ``sparsemixer``: k times
+#: the largest logit m that is left, with its share of the softmax over the logits x left for
+#: which (m - x) / max(|x|, m) is at most 2 * `jitter`.
+SCORES = ("softmax", "topk_softmax", "sigmoid", "sparsemixer")
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,14 @@ class RouterSpec:
         logit_bias: Whether the router's linear layer has a bias.
         renormalised: Whether the chosen weights are divided by their sum.
         epsilon: Added to that sum, 0.0 for nothing.
+        floor: The sum is taken to be at least this, if there is a bound.
         selection_bias: Whether a stored vector is added to the scores for the choice alone.
         num_groups, top_groups: Groups that experts lie in, and how many of them are kept
             before experts are chosen; both None without groups.
         group_score: What a group is ranked by: its largest score, or the sum of its two largest.
         scaling: Factor on the weights after everything else, or None for 1.
+        softcap: c of ``c * tanh(logits / c)``, applied to the logits first, if any.
+        jitter: The tolerance of ``sparsemixer``; None for other scores.
     """
 
     scores: str
@@ -43,6 +48,9 @@ class RouterSpec:
     top_groups: Quantity | None = None
     group_score: Literal["max", "top2_sum"] = "max"
     scaling: Quantity | None = None
+    floor: Quantity | None = None
+    softcap: Quantity | None = None
+    jitter: Quantity | None = None
 
 
 @dataclass(frozen=True)

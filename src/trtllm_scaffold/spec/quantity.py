@@ -13,7 +13,8 @@ class Quantity:
         value: The number for the given (real-size) configuration.
         expr: A Python expression over `config`, the HF configuration object, built by us
             from checked attribute names, such as ``config.rms_norm_eps``,
-            ``config.hidden_size ** 0.5`` or ``1e-05``. It yields `value` for the given
+            ``config.hidden_size ** 0.5`` or ``1e-05``; a key of a nested configuration is
+            ``config.ffn_config.moe_top_k``. It yields `value` for the given
             configuration and the right number for every configuration of the family.
     """
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import IntEnum
+
+from trtllm_scaffold.targets.capability_moe import MOE
+from trtllm_scaffold.targets.level import NATIVE, Capability, Level, expressed
+
+__all__ = ["GENERATIONS", "KERNEL_HEAD_DIMS", "Capability", "Level", "capability", "worst"]
 
 GENERATIONS = ("1.2", "1.4")
 
@@ -15,28 +18,7 @@ KERNEL_HEAD_DIMS = frozenset({32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 
 KERNEL_LATENT_WIDTHS = "128 + 64, values 128, latent 512"
 
 
-class Level(IntEnum):
-    """How well a generation expresses a fact; the worst fact decides for the port."""
-
-    native = 0  #: the library's module as it is
-    expressed = 1  #: written out in the port, at full speed
-    reference = 2  #: the port's own attention path, correct but not at production speed
-    refused = 3  #: cannot be ported
-
-
-@dataclass(frozen=True)
-class Capability:
-    """What one generation makes of one value of one axis."""
-
-    level: Level
-    because: str = ""
-
-
-_NATIVE = Capability(Level.native)
-
-
-def _expressed(because: str) -> Capability:
-    return Capability(Level.expressed, because)
+_NATIVE, _expressed = NATIVE, expressed
 
 
 def _reference(because: str) -> Capability:
@@ -50,6 +32,7 @@ def _refused(because: str) -> Capability:
 #: (axis, value) -> capability, the same in both generations. A value that is not listed is
 #: refused: nobody has said how to express it.
 _COMMON: dict[tuple[str, str], Capability] = {
+    **MOE,
     ("attention.kind", "MHA"): _NATIVE,
     ("attention.kind", "GQA"): _NATIVE,
     ("attention.kind", "MQA"): _NATIVE,

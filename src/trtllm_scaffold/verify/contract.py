@@ -81,7 +81,8 @@ def _check_imports(rules: Rules, module: PortModule, contract: Contract) -> int:
                 rules.report(module, node, text)
             if not any(_exists(load_contract(known), item) for known in GENERATIONS):
                 rules.report(module, node, f"{item.path} exists in no known generation")
-        if not any(_exists(contract, item) for item in binding.alternatives):
+        found = any(_exists(contract, item) for item in binding.alternatives)
+        if not found and not binding.optional:
             _report_missing(rules, module, binding.alternatives, contract)
     return len(module.bindings)
 

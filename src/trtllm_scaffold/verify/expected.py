@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from trtllm_scaffold.errors import InputError
@@ -14,7 +13,24 @@ from trtllm_scaffold.verify.expected_mla import (
     read_latent_sizes,
     small_latents,
 )
+from trtllm_scaffold.verify.expected_moe import (
+    expert_parameters,
+    read_moe_sizes,
+    small_moe_sizes,
+)
+from trtllm_scaffold.verify.parameter import Parameter
 from trtllm_scaffold.verify.port_files import MAX_LAYERS
+
+__all__ = [
+    "TP_SIZES",
+    "Parameter",
+    "expected_parameters",
+    "obstacle",
+    "read_sizes",
+    "shard",
+    "small_sizes",
+    "tiling_problems",
+]
 
 #: Tensor-parallel sizes that a load proof tries.
 TP_SIZES = (1, 2, 4, 8)
@@ -34,21 +50,6 @@ _LAYER = "model.layers.{i}"
 _FILE = ".copier-answers.yml"
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One canonical (unfused) parameter.
-
-    Attributes:
-        shape: [out, in] of a matrix, [size] of a vector.
-        split: The dimension that tensor parallelism splits; None where each rank has it whole.
-        heads: Key-value or query heads along `split`: whole heads go to a rank.
-    """
-
-    shape: tuple[int, ...]
-    split: int | None = None
-    heads: int | None = None
-
-
 def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     """The sizes among recorded answers, by the names that the runtime reads.
 
@@ -65,7 +66,7 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     sizes.update(read_latent_sizes(answers))
     if sizes["num_hidden_layers"] > MAX_LAYERS:
         raise InputError(f"{sizes['num_hidden_layers']} layers, at most {MAX_LAYERS} are accepted")
-    return sizes
+    return {**sizes, **read_moe_sizes(answers)}
 
 
 def expected_parameters(
@@ -86,6 +87,7 @@ def expected_parameters(
         **dict(_attention(answers, sizes)),
         **dict(_norms(answers, sizes)),
         **dict(_mlp(answers, sizes)),
+        **dict(expert_parameters(answers, sizes)),
     }
 
 
@@ -185,6 +187,8 @@ def _integer(answers: Mapping[str, Any], key: str) -> int:
 
 
 def _mlp(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
+    if answers.get("moe") and not answers.get("mlp_kind"):
+        return
     hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
     for part in ("gate_proj", "up_proj") if answers.get("mlp_kind") == "gated" else ("up_proj",):
         yield f"{_LAYER}.mlp.{part}.weight", Parameter((width, hidden), split=0)
@@ -211,7 +215,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     square = real_hidden == sizes["num_attention_heads"] * sizes["head_dim"]
     hidden = width if square else width + 2
     inner = sizes["intermediate_size"]
-    return {
+    small = {
         "hidden_size": hidden,
         "num_hidden_layers": 2,
         "vocab_size": 89,
@@ -224,6 +228,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         **({"embedding_rows": 97} if "embedding_rows" in sizes else {}),
         **small_latents(sizes),
     }
+    return {**small, **small_moe_sizes(sizes, small)}
 
 
 def _small_heads(sizes: Mapping[str, int]) -> tuple[int, int, int]:

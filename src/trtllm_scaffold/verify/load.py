@@ -17,6 +17,7 @@ from trtllm_scaffold.verify.expected import (
     read_sizes,
     tiling_problems,
 )
+from trtllm_scaffold.verify.expected_moe import division_problems, expert_division
 from trtllm_scaffold.verify.load_indices import index_problems
 from trtllm_scaffold.verify.load_run import (
     Shapes,
@@ -65,6 +66,8 @@ def check_load(
         problems += tiling_problems(wanted, size)
     measured["largest_tp"] = max((size for size, why in split.items() if not why), default=0)
     measured["cannot_split"] = {str(size): why for size, why in split.items() if why}
+    problems += division_problems(real)
+    measured.update(expert_division(real))
     problems = once_per_layer(problems)
     measured["problems"] = len(problems)
     return verdict("load", problems, measured=measured, bound={"problems": 0})
@@ -99,11 +102,7 @@ def _table_rows(port: PortFiles, table: WeightTable) -> int:
 
 def _expand(tensors: tuple[StoredTensor, ...]) -> Shapes:
     """Name -> shape of every stored tensor, layers written out."""
-    return {
-        item.name.replace("{i}", str(layer)): item.shape
-        for item in tensors
-        for layer in item.holders
-    }
+    return {name: item.shape for item in tensors for name in item.names()}
 
 
 def _from_header(folder: Path) -> Shapes:

@@ -9,7 +9,8 @@ import numpy as np
 
 from trtllm_scaffold.errors import CheckFailed
 from trtllm_scaffold.verify.expected import expected_parameters, small_sizes
-from trtllm_scaffold.verify.load_run import Shapes, compare, concrete, pattern_of, run_port
+from trtllm_scaffold.verify.expected_moe import small_stored_shape
+from trtllm_scaffold.verify.load_run import Shapes, compare, concrete, run_port
 from trtllm_scaffold.verify.port_files import PortFiles
 from trtllm_scaffold.verify.weight_table import WeightTable
 
@@ -32,13 +33,14 @@ def index_problems(
     arrays: dict[str, Any] = {}
     first = 0
     starts: list[tuple[int, str]] = []
-    for name, shape in _small_shapes(table, port, stored, real, small).items():
+    shapes, dropped = _small_shapes(table, port, stored, real, small)
+    for name, shape in shapes.items():
         count = int(np.prod(shape))
         values = np.arange(first, first + count, dtype=np.float64) * _SPACING
         arrays[name] = values.reshape(shape)
         starts.append((first, name))
         first += count
-    kept = [name for name in arrays if pattern_of(name) not in table.dropped]
+    kept = {name for name in arrays if name not in dropped}
     found = run_port(table, arrays, port, small)
     problems = list(compare(found, wanted))
     if problems:
@@ -49,7 +51,7 @@ def index_problems(
 def _use_problems(
     found: Mapping[str, Any],
     arrays: Mapping[str, Any],
-    kept: list[str],
+    kept: set[str],
     starts: list[tuple[int, str]],
     total: int,
 ) -> list[str]:
@@ -79,22 +81,26 @@ def _small_shapes(
     stored: Shapes,
     real: Mapping[str, int],
     small: Mapping[str, int],
-) -> Shapes:
-    """What the small model stores, laid out as the real shapes show."""
+) -> tuple[Shapes, set[str]]:
+    """What the small model stores, laid out as the real shapes show, and what of it is dropped."""
     before = expected_parameters(port.answers, real)
     after = expected_parameters(port.answers, small)
+    counts = real.get("num_experts", 1), small.get("num_experts", 1)
     shapes: Shapes = {}
+    dropped: set[str] = set()
     for item in port.tensors:
         shape: tuple[int, ...] = (3,)
         if item.name in table.weights:
             targets = table.weights[item.name]
-            held = stored.get(item.name.replace("{i}", "0"), item.shape)
+            held = stored.get(item.names()[0], item.shape)
             parts = [before[name].shape for name in targets]
-            shape = _small_shape(item.name, held, parts, [after[name].shape for name in targets])
+            few = [after[name].shape for name in targets]
+            shape = _small_shape(item.name, held, parts, few, counts)
         everywhere = range(small["num_hidden_layers"] if item.layers else 1)
-        for layer in item.only_layers or everywhere:
-            shapes[item.name.replace("{i}", str(layer))] = shape
-    return shapes
+        names = item.names(item.only_layers or everywhere, counts[1])
+        shapes.update(dict.fromkeys(names, shape))
+        dropped.update(names if item.name in table.dropped else ())
+    return shapes, dropped
 
 
 def _small_shape(
@@ -102,12 +108,18 @@ def _small_shape(
     held: tuple[int, ...],
     real: list[tuple[int, ...]],
     small: list[tuple[int, ...]],
+    counts: tuple[int, int],
 ) -> tuple[int, ...]:
-    """The small shape of a tensor that holds parts one after another, transposed or not."""
+    """The small shape of a tensor that holds parts one after another, transposed or not.
+
+    It may hold those of every expert: `counts` has how many experts both models have.
+    """
     rows = (sum(shape[0] for shape in small), *small[0][1:])
     joined = (sum(shape[0] for shape in real), *real[0][1:])
     if held == joined:
         return rows
     if held == joined[::-1]:
         return rows[::-1]
+    if (found := small_stored_shape(held, real, small, counts)) is not None:
+        return found
     raise CheckFailed(f"{name} stores {list(held)}, its parameters need {list(joined)}")

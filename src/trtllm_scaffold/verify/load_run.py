@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from trtllm_scaffold.errors import CheckFailed
-from trtllm_scaffold.verify.expected import Parameter
+from trtllm_scaffold.verify.expected_moe import sparse_layers
+from trtllm_scaffold.verify.parameter import Parameter
 from trtllm_scaffold.verify.port_files import PortFiles
 from trtllm_scaffold.verify.weight_table import WeightTable
 
-#: The layer's number in a name.
+#: The layer's number in a name, and an expert's.
 _LAYER = re.compile(r"\.\d+\.")
+_EXPERT = re.compile(r"(?<=\.)\d+(?=\.)")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -21,12 +23,13 @@ Shapes = dict[str, tuple[int, ...]]
 def concrete(
     wanted: Mapping[str, Parameter], sizes: Mapping[str, int], partial: Mapping[str, set[int]]
 ) -> dict[str, Parameter]:
-    """`wanted` with its layers written out; those in `partial` for some layers only."""
-    layers = range(sizes["num_hidden_layers"])
+    """`wanted` with layers and experts written out; those in `partial` for some layers only."""
+    layers, experts = range(sizes["num_hidden_layers"]), range(sizes.get("num_experts", 1))
     return {
-        name.replace("{i}", str(layer)): item
+        name.replace("{i}", str(layer)).replace("{e}", str(expert)): item
         for name, item in wanted.items()
         for layer in (partial.get(name, layers) if "{i}" in name else (0,))
+        for expert in (experts if "{e}" in name else (0,))
     }
 
 
@@ -34,7 +37,10 @@ def run_port(
     table: WeightTable, arrays: Mapping[str, Any], port: PortFiles, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
     """The port's own function, with the attributes that `canonicalize` guarantees."""
-    config = SimpleNamespace(**{**port.config, **sizes})
+    sparse = sparse_layers(port.answers)
+    known: dict[str, Any] = {} if sparse is None else {"sparse_layers": sparse}
+    known["dense_intermediate_size"] = sizes["intermediate_size"]  # its name beside experts
+    config = SimpleNamespace(**{**port.config, **sizes, **known})
     try:
         found = table.canonical_weights(arrays, config)
     except Exception as error:  # the port's own code
@@ -59,16 +65,15 @@ def compare(found: Mapping[str, Any], wanted: Mapping[str, Parameter]) -> Iterat
 
 
 def once_per_layer(problems: list[str]) -> list[str]:
-    """Say what is wrong with every layer once."""
+    """Say what is wrong with every layer, and with every expert, once."""
     found: dict[str, list[str]] = {}
     for text in problems:
-        found.setdefault(_LAYER.sub(".{i}.", text, count=1), []).append(text)
-    return [
-        texts[0] + (f" (and {len(texts) - 1} layers more)" if len(texts) > 1 else "")
-        for texts in found.values()
-    ]
+        pattern = _EXPERT.sub("{e}", _LAYER.sub(".{i}.", text, count=1), count=1)
+        found.setdefault(pattern, []).append(text)
+    return [texts[0] + _more(pattern, len(texts) - 1) for pattern, texts in found.items()]
 
 
-def pattern_of(name: str) -> str:
-    """A stored name with its layer written as ``{i}``."""
-    return _LAYER.sub(".{i}.", name, count=1)
+def _more(pattern: str, count: int) -> str:
+    if count == 0:
+        return ""
+    return f" (and {count} {'experts' if '{e}' in pattern else 'layers'} more)"

@@ -33,10 +33,17 @@ class Alternative:
 
 @dataclass
 class Binding:
-    """A name bound to a TensorRT-LLM symbol, by one import or by a try/except chain of them."""
+    """A name bound to a TensorRT-LLM symbol, by one import or by a try/except chain of them.
+
+    Attributes:
+        alias: The name.
+        alternatives: Where it is looked for, in order.
+        optional: It becomes None where it is nowhere.
+    """
 
     alias: str
     alternatives: list[Alternative] = field(default_factory=list)
+    optional: bool = False
 
 
 @dataclass
@@ -174,6 +181,19 @@ def _add(module: PortModule, alias: str, alternative: Alternative, chain: ast.Tr
     if binding is None or chain is None:
         binding = module.bindings[alias] = Binding(alias)
     binding.alternatives.append(alternative)
+    binding.optional = chain is not None and _falls_back_to_none(chain, alias)
+
+
+def _falls_back_to_none(chain: ast.Try, alias: str) -> bool:
+    """Whether a handler of `chain` sets `alias` to None."""
+    return any(
+        isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Constant)
+        and node.value.value is None
+        and any(isinstance(target, ast.Name) and target.id == alias for target in node.targets)
+        for handler in chain.handlers
+        for node in handler.body
+    )
 
 
 def parameters_of(arguments: ast.arguments, *, method: bool) -> tuple[Parameter, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,9 @@ MAX_BYTES = 32 * 1024 * 1024
 
 #: Far more than any published model has; a larger number would only eat memory.
 MAX_LAYERS = 4096
+
+#: As for layers.
+MAX_EXPERTS = 4096
 
 _HINT = "give the folder that `trtllm-scaffold new` wrote"
 
@@ -72,17 +75,28 @@ class StoredTensor:
         shape: The stored shape.
         layers: How many layers the model has.
         only_layers: Those that have the tensor, where not all have.
+        experts: How many experts there are where `name` holds ``{e}``: each has one.
     """
 
     name: str
     shape: tuple[int, ...]
     layers: int | None = None
     only_layers: tuple[int, ...] = ()
+    experts: int | None = None
 
     @property
     def holders(self) -> tuple[int, ...]:
         """Every layer that has the tensor; a single 0 for a tensor outside the layers."""
         return self.only_layers or tuple(range(self.layers or 1))
+
+    def names(self, layers: Iterable[int] = (), experts: int | None = None) -> list[str]:
+        """Every stored name: of `layers` and of so many experts, all of them by default."""
+        count = (experts or self.experts or 1) if "{e}" in self.name else 1
+        return [
+            self.name.replace("{i}", str(layer)).replace("{e}", str(expert))
+            for layer in layers or self.holders
+            for expert in range(count)
+        ]
 
 
 def read_port(port: Path) -> PortFiles:
@@ -176,7 +190,15 @@ def _tensor(entry: Any, path: Path) -> StoredTensor:
             f"{shown(name)} has layers {layers!r}: a name with {{i}} needs a number of layers",
             where=str(path),
         )
-    return StoredTensor(name, tuple(shape), layers, _only_layers(entry, layers, path))
+    experts = entry.get("experts")
+    if (experts is not None) != ("{e}" in name):
+        raise InputError(
+            f"{shown(name)} has experts {experts!r}: a name with {{e}} needs a number of experts",
+            where=str(path),
+        )
+    if experts is not None and not (_is_size(experts) and experts <= MAX_EXPERTS):
+        raise InputError(f"experts of {shown(name)} is {shown(experts)}", where=str(path))
+    return StoredTensor(name, tuple(shape), layers, _only_layers(entry, layers, path), experts)
 
 
 def _only_layers(entry: dict[str, Any], layers: int | None, path: Path) -> tuple[int, ...]:

@@ -130,6 +130,8 @@ def as_bfloat16(reference: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for parameter, exact in zip(twin.parameters(), reference.parameters(), strict=True):
             parameter.copy_(exact)
+        for buffer, exact in zip(_biases(twin), _biases(reference), strict=True):
+            buffer.copy_(exact)
     return twin
 
 
@@ -138,6 +140,7 @@ def _hf_model(config: Any, dtype: torch.dtype) -> torch.nn.Module:
 
     config = copy.deepcopy(config)
     config.use_cache = False
+    config._experts_implementation = "eager"  # expert by expert; of no meaning to dense models
     config.torch_dtype = dtype  # the spelling that transformers 4 and 5 both know
     try:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -182,6 +185,20 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise * (1.3 / parameter.shape[-1] ** 0.5))
             else:
                 parameter.add_(noise * 0.3)
+        for buffer in _biases(model):
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.3)
+
+
+def _biases(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Stored buffers that start at zero, the biases of routers' choices: training sets them."""
+    stored = model.state_dict()
+    return [
+        buffer
+        for name, buffer in model.named_buffers()
+        if name in stored
+        and buffer.is_floating_point()
+        and name.rpartition(".")[2].endswith("bias")
+    ]
 
 
 def save_checkpoint(model: torch.nn.Module, folder: Path) -> None:

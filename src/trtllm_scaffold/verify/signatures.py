@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 from trtllm_scaffold.targets.contract import Parameter
 
@@ -61,6 +62,7 @@ def override_problems(
         optional_may_go: Only the port itself calls the method, so that options of `base` that
             it does not use may be missing.
     """
+    base = _by_place(base, own)
     kinds = {item.kind for item in own}
     names = {item.name for item in own}
     problems = []
@@ -80,6 +82,17 @@ def override_problems(
         if item.required and item.name not in known
     ]
     return problems
+
+
+def _by_place(base: tuple[Parameter, ...], own: tuple[Parameter, ...]) -> tuple[Parameter, ...]:
+    """`base` with the names of `own` for what it calls ``_name``: those are passed by position."""
+    places = [item.name for item in own if item.kind == _POSITIONAL]
+    return tuple(
+        replace(item, name=places[index])
+        if item.name.startswith("_") and item.kind == _POSITIONAL and index < len(places)
+        else item
+        for index, item in enumerate(base)
+    )
 
 
 def _is_open(kinds: set[str]) -> bool:
