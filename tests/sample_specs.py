@@ -14,6 +14,7 @@ from trtllm_scaffold.spec import (
     HeadSpec,
     LayerKind,
     LearnedSpec,
+    MlaSpec,
     MlpSpec,
     ModelSpec,
     NormSpec,
@@ -389,6 +390,57 @@ def _granite_swa() -> ModelSpec:
     return _kinds(spec, (SLIDING, {"attention": WINDOW, "rope": rope}), (FULL, {"rope": None}))
 
 
+def _latent(style: str, scaling: RopeScaling | None, q_rank: int | None) -> ModelSpec:
+    """Multi-head latent attention, its norms with an eps of their own."""
+    own = NormSpec("rmsnorm", Quantity(1e-6, "1e-06"))
+    mla = MlaSpec(
+        q_lora_rank=None if q_rank is None else key("q_lora_rank", q_rank),
+        kv_lora_rank=key("kv_lora_rank", 24),
+        qk_nope_head_dim=key("qk_nope_head_dim", 20),
+        qk_rope_head_dim=key("qk_rope_head_dim", 12),
+        v_head_dim=key("v_head_dim", 28),
+        q_norm=None if q_rank is None else own,
+        kv_norm=own,
+    )
+    spec = with_attention(llama(), mla=mla, num_key_value_heads=key("num_key_value_heads", HEADS))
+    rope = RopeSpec(style, mla.qk_rope_head_dim, Quantity(10000.0, ""), scaling)
+    layer = "model.layers.{i}.self_attn."
+    rows = HEADS * 32
+    query = [("q_proj", (rows, HIDDEN), ("q.weight",))]
+    if q_rank is not None:
+        query = [
+            ("q_a_proj", (q_rank, HIDDEN), ("q_a.weight",)),
+            ("q_a_layernorm", (q_rank,), ("q_a_norm.weight",)),
+            ("q_b_proj", (rows, q_rank), ("q_b.weight",)),
+        ]
+    stored = [
+        *query,
+        ("kv_a_proj_with_mqa", (36, HIDDEN), ("kv_a.weight", "k_rope.weight")),
+        ("kv_a_layernorm", (24,), ("kv_a_norm.weight",)),
+        ("kv_b_proj", (HEADS * 48, 24), ("k_b.weight", "v_b.weight")),
+        ("o_proj", (HIDDEN, HEADS * 28), ("o.weight",)),
+    ]
+    layouts = {"kv_a_proj_with_mqa": "rows", "kv_b_proj": "per_head"}
+    tensors = [
+        TensorSpec(
+            f"{layer}{name}.weight",
+            shape,
+            tuple(f"attention.{role}" for role in roles),
+            layouts.get(name, "whole"),
+        )
+        for name, shape, roles in stored
+    ]
+    others = [t for t in separate() if not t.name.startswith(layer)]
+    return with_layer(
+        dataclasses.replace(
+            spec,
+            position=PositionSpec("rope", rope),
+            checkpoint=CheckpointSpec((*others, *tensors), base_prefix="model."),
+        ),
+        rope=rope,
+    )
+
+
 BARE_LAYERNORM = dataclasses.replace(LAYERNORM, bias=False)
 NOPE = ((SLIDING, {"attention": WINDOW}), (FULL, {"rope": None}))
 
@@ -437,4 +489,18 @@ SPECS: dict[str, ModelSpec] = {
     "codegen": _codegen(),
     "nanochat": _nanochat(),
     "modernbert": _modernbert(),
+    "youtu": _latent("interleaved", None, 40),
+    "latent_lite": _latent(
+        "neox",
+        RopeScaling(
+            "yarn",
+            (
+                ("factor", 4.0),
+                ("original_max_position_embeddings", 16),
+                ("mscale", 0.7),
+                ("mscale_all_dim", 1.3),
+            ),
+        ),
+        None,
+    ),
 }

@@ -10,7 +10,7 @@ from published_configs import ALL, classes_of, config_of, load
 from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_meta_model
-from trtllm_scaffold.infer.layer_names import LayerNames, fold_any, fold_head, fold_shapes
+from trtllm_scaffold.infer.layer_names import LayerNames, fold_any, fold_number, fold_shapes
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.stored import match_stored, saved_tensors
 from trtllm_scaffold.infer.trace import observe
@@ -244,7 +244,7 @@ def test_names_fold_to_templates():
     assert list(names.unfold("a.h.{i}.x.w", 2)) == ["a.h.0.x.w", "a.h.1.x.w"]
     assert list(names.unfold("a.h.{i}.x.w", (3, 5))) == ["a.h.3.x.w", "a.h.5.x.w"]
     assert list(names.unfold("h.{i}.n.{j}", (3,), 2)) == ["h.3.n.0", "h.3.n.1"]
-    assert fold_head("h.{i}.1.norms.1.w", 1) == "h.{i}.1.norms.{j}.w"
+    assert fold_number("h.{i}.1.norms.1.w", 1, "{j}") == "h.{i}.1.norms.{j}.w"
     assert fold_any("h.3.attn.bias") == "h.{i}.attn.bias"
     assert fold_any("3.attn.bias") == "{i}.attn.bias"
     assert fold_any("head.bias") == "head.bias"

@@ -127,11 +127,30 @@ def test_replay_of_an_in_place_operation_leaves_the_record_alone():
     assert torch.equal(source.data, before)
 
 
+def test_replay_follows_what_is_written_into_a_part():
+    def body(m, x):
+        y = m.second(x)
+        joined = y.new_empty(2, 5, 10)
+        joined[..., :6].copy_(y)
+        joined[..., 6:].copy_(x[..., :4])
+        joined[:, 0].zero_()
+        return joined * 2
+
+    graph = graph_of(body)
+    source = linears(graph)["second.weight"].output
+    path = graph.path([source], graph.result)
+    result = graph.replay(path, {source: torch.ones(source.shape)}, graph.result)
+    assert torch.equal(result[:, 1:, :6], torch.full((2, 4, 6), 2.0))
+    assert torch.equal(result[..., 6:], graph.result.data[..., 6:])
+    assert not result[:, 0].any()
+
+
 def test_replay_refuses_hidden_changes():
     def body(m, x):
         y = m.second(x)
-        y[:, 0].zero_()
-        return y * 2
+        some = y[:, ::2]
+        y.mul_(3.0)
+        return some * 2
 
     graph = graph_of(body)
     source = linears(graph)["second.weight"].output

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from zoo_specs import ENTRIES, infer_from, spec_of
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer import infer
-from trtllm_scaffold.sources import Sources
-from trtllm_scaffold.sources.hf_class import HFClasses
-from trtllm_scaffold.spec import AlibiSpec, LayerKind, ModelSpec, SinusoidalSpec
-from trtllm_scaffold.zoo.entries import load_entries
+from trtllm_scaffold.spec import AlibiSpec, LayerKind, SinusoidalSpec
 
-ENTRIES = {entry.name: entry for entry in load_entries()}
 SLIDING = 'config.layer_types[layer_idx] == "sliding_attention"'
 FULL = 'config.layer_types[layer_idx] == "full_attention"'
 WINDOW = "config.sliding_window"
 BY_LIST = "neox config.layer_rope_theta[layer_idx]"
-
-
-def infer_from(model_type: str, overrides: dict[str, Any]) -> ModelSpec:
-    if model_type not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers has no {model_type}")
-    config = AutoConfig.for_model(model_type, **overrides)
-    classes = HFClasses(type(config), MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    raw = {**config.to_dict(), "model_type": model_type}
-    return infer(Sources(raw, model_type, None, None, Path()), classes)
-
-
-def spec_of(name: str, **changes: Any) -> ModelSpec:
-    entry = ENTRIES[name]
-    return infer_from(entry.model_type, {**entry.overrides, **changes})
 
 
 def label(kind: LayerKind) -> tuple[str, str, str]:
@@ -199,10 +177,20 @@ def test_sizes_that_no_key_gives_are_refused(model_type: str) -> None:
         infer_from(model_type, {})
 
 
+#: Layers of experts beside an attention, or a dense layer, that nobody has said how to express.
+NOT_YET = ("beam", "inkling2_text", "inkling_text", "jetmoe", "laguna", "llama4_text",
+           "mimo_v2_flash", "minimax_m3_vl_text", "zaya")  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, entry in ENTRIES.items() if entry.category in ("moe", "mla")]
+    "name",
+    [
+        n
+        for n, entry in ENTRIES.items()
+        if n in NOT_YET or (entry.category == "mla" and n != "minicpm3")
+    ],
 )
-def test_experts_and_latents_are_refused_by_axis(name: str) -> None:
+def test_latents_and_odd_layers_of_experts_are_refused_by_axis(name: str) -> None:
     with pytest.raises(Refused) as caught:
         spec_of(name)
     assert caught.value.axis in ("moe", "attention", "block", "embedding", "mlp", "model")

@@ -165,10 +165,7 @@ LATENT = {
 @pytest.mark.parametrize(
     ("model_type", "axis", "changes"),
     [
-        ("mixtral", "moe", {"num_local_experts": 4, **EXPERTS}),
-        ("qwen3_moe", "moe", {"num_experts": 4, **EXPERTS}),
-        ("gpt_oss", "moe", {"num_local_experts": 4, "layer_types": MIXED, **EXPERTS}),
-        ("deepseek_v3", "attention", {**LATENT, **EXPERTS}),
+        ("deepseek_v32", "attention", {**LATENT, **EXPERTS, "index_topk": 5}),
         ("diffllama", "attention", {}),
         ("doge", "attention", {}),
         ("mamba", "attention", {"num_hidden_layers": 2}),

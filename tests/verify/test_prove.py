@@ -90,7 +90,7 @@ def test_layers_are_compared_for_the_plot(report):
 
 
 def test_progress_is_told(report, told):
-    assert "pipeline parallel 2" in told
+    assert "parallel PP 2" in told
 
 
 @pytest.mark.parametrize("fault", faults.DYNAMIC, ids=lambda fault: fault.name)
@@ -109,13 +109,14 @@ def test_heads_that_do_not_split_are_skipped_with_its_reason(pools):
     from trtllm_scaffold.verify.parity import make_case
     from trtllm_scaffold.verify.port_module import import_port
     from trtllm_scaffold.verify.runtime import start_runtime
+    from trtllm_scaffold.verify.split import Split
 
     start_runtime("standin", "1.2")
     package = faults.SAMPLE / "mistral_port"
     import_port(package)
     with make_case(faults.SAMPLE / "tests/configs/tiny.json", package) as case:
         jobs = jobs_for([case], "standin", "1.2")
-        check = check_parallel(None, jobs, tp_size=8)
+        check = check_parallel(None, jobs, Split(tp_size=8))
         assert check.status == "skipped" and "4 heads cannot be split 8 ways" in check.reason
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_config
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern, listed_window
 from trtllm_scaffold.infer.labels import structure
+from trtllm_scaffold.infer.moe_sizes import check_experts
 from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position, build_ropes
 from trtllm_scaffold.infer.quantity import Fitter
@@ -58,6 +59,11 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         witnesses.config(fact, key, f"one of {len(pattern.kinds)} kinds for each layer")
     ropes = build_ropes(builder, pattern, config)
     window = listed_window(observations, pattern, config)
+    kinds = tuple(
+        builder.layer(kind, rope, pattern.scale_form, window)
+        for kind, rope in zip(pattern.kinds, ropes, strict=True)
+    )
+    check_experts(kinds, checkpoint)
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
@@ -65,10 +71,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         config_class=(classes.config_class.__name__, classes.config_class.__module__),
         **vars(sizes),
         dtype=dtype(sources.raw),
-        layer_kinds=tuple(
-            builder.layer(kind, rope, pattern.scale_form, window)
-            for kind, rope in zip(pattern.kinds, ropes, strict=True)
-        ),
+        layer_kinds=kinds,
         layer_pattern=pattern.layers,
         position=build_position(builder, ropes, pattern),
         embedding=builder.embedding(),
@@ -91,7 +94,15 @@ def _last_names(found: type) -> tuple[str, str]:
 def _observe(
     sources: Sources, classes: HFClasses, variant: int, *, whole_depth: bool = False
 ) -> Observation:
-    tiny = shrink(sources.raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
+    try:
+        tiny = shrink(sources.raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
+    except InputError as error:  # the class has taken the real one
+        raise Refused(
+            "model",
+            f"no tiny configuration of it is consistent: {error.message}",
+            where=error.where,
+            hint="models whose sizes are numbers at the top of the configuration are observed",
+        ) from error
     found = observe(tiny, classes.config_class, classes.model_class, seed=variant)
     check_uniform(found)
     return found

@@ -12,11 +12,12 @@ from trtllm_scaffold.infer.algebra import Linear, strip
 from trtllm_scaffold.infer.alibi import AlibiFacts, bias_kind, read_alibi
 from trtllm_scaffold.infer.graph import Value
 from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.mla import MlaFacts, read_latent
 from trtllm_scaffold.infer.norm import NormCall, NormFacts
 from trtllm_scaffold.infer.output import GateFacts, read_output
 from trtllm_scaffold.infer.position import RopeFacts, read_rope
 from trtllm_scaffold.infer.scores import Scores, read_scores, read_window
-from trtllm_scaffold.infer.segments import Chain, follow
+from trtllm_scaffold.infer.segments import Chain, follow, sources
 
 Scope = Literal["head", "full", "per_head_weight"]
 When = Literal["before_rope", "after_rope"]
@@ -44,6 +45,8 @@ class AttentionFacts:
         scope, when: See `QKNormSpec`.
         output_norm: The norm over all heads before the output projection, or None.
         gate: The gate on the heads' outputs, or None.
+        mla: Its latents where keys and values are expanded from one, or None. `key` is the
+            plain part of the keys then, and `head_dim` counts both parts.
     """
 
     heads: int
@@ -70,6 +73,7 @@ class AttentionFacts:
     when: When
     output_norm: NormFacts | None
     gate: GateFacts | None
+    mla: MlaFacts | None = None
 
 
 def read_attention(layer: Layer) -> AttentionFacts:
@@ -80,6 +84,8 @@ def read_attention(layer: Layer) -> AttentionFacts:
     """
     scores = read_scores(layer)
     heads = _heads(layer)
+    if len(sources(layer, scores.key)) > 1:
+        return _read_latent(layer, scores, heads)
     query = follow(layer, scores.query, heads, "query", transposed=False)
     key = follow(layer, scores.key, heads, "key", transposed=True)
     value = follow(layer, layer.context.args[-1], heads, "value", transposed=False)
@@ -120,6 +126,40 @@ def read_attention(layer: Layer) -> AttentionFacts:
         when=when,
         output_norm=output.norm,
         gate=output.gate,
+    )
+
+
+def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
+    """Read attention whose keys are made from several projections."""
+    found = read_latent(layer, scores.query, scores.key, heads)
+    bias = bias_kind(layer, scores.biases)
+    output = read_output(layer, heads, found.input)
+    return AttentionFacts(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=found.query.columns.shape[1],
+        scale=found.scales[0] * scores.factor,
+        plain_scale=found.scales[1] * scores.factor,
+        window=read_window(layer),
+        softcap=scores.softcap,
+        clip=None,
+        query=found.query,
+        key=found.key,
+        value=found.value,
+        key_columns=found.key.columns,
+        value_columns=found.value.columns,
+        output=output.linear,
+        input=found.input,
+        rope=found.rope,
+        score_bias=bias,
+        alibi=None,
+        sinks=output.sinks if scores.sinks is None else layer.graph.names[scores.sinks][0],
+        norms=None,
+        scope="head",
+        when="before_rope",
+        output_norm=output.norm,
+        gate=output.gate,
+        mla=found.mla,
     )
 
 

@@ -24,8 +24,9 @@ class BlockFacts:
         parallel: Which of the two.
         norms: The norm at each place of `BlockSpec` (``attention_input_norm``, ...).
         attention_coefficient, mlp_coefficient: Factors on the branches.
-        down: The last projection of the feed-forward.
+        down: The last projection of the feed-forward, or the result of its experts.
         residual_after_norm: See `BlockSpec`.
+        beside: The last projection of a dense feed-forward that is added to the experts.
     """
 
     parallel: bool
@@ -34,6 +35,7 @@ class BlockFacts:
     mlp_coefficient: float
     down: Linear
     residual_after_norm: bool = False
+    beside: Linear | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_block(layer: Layer, attention_input: Value, attention_output: Linear) -
         return normed
     branches = _branches(layer, total)
     attention = [b for b in branches if b.linear is attention_output]
-    others = [b for b in branches if b.linear is not attention_output]
+    others, beside = _apart(layer, [b for b in branches if b.linear is not attention_output])
     if len(attention) != 1 or len(others) != 1:
         raise _unlabelled(layer, total)
     mlp = others[0]
@@ -80,7 +82,8 @@ def read_block(layer: Layer, attention_input: Value, attention_output: Linear) -
     _put(norms, "attention_output_norm", attention[0].output_norm)
     _put(norms, "mlp_input_norm", mlp_norm)
     _put(norms, "mlp_output_norm", mlp.output_norm)
-    return BlockFacts(parallel, norms, attention[0].factor, mlp.factor, mlp.linear)
+    factors = attention[0].factor, mlp.factor
+    return BlockFacts(parallel, norms, *factors, mlp.linear, beside=beside)
 
 
 def _post(
@@ -196,6 +199,20 @@ def _branch(layer: Layer, value: Value, factor: float) -> _Branch | None:
     return _Branch(layer.linears[inside[0][0]], factor, found.facts)
 
 
+def _apart(layer: Layer, others: list[_Branch]) -> tuple[list[_Branch], Linear | None]:
+    """The feed-forward's branches without a dense one that is added to the experts, and that."""
+    routed = layer.routed
+    experts = [b for b in others if routed is not None and b.linear is routed.linear]
+    if len(others) != 2 or len(experts) != 1:
+        return others, None
+    dense = next(branch for branch in others if branch is not experts[0])
+    plain = dense.output_norm is None and experts[0].output_norm is None
+    same = _input_of(layer, dense.linear) == _input_of(layer, experts[0].linear)
+    if not plain or not same or dense.factor != experts[0].factor:
+        return others, None
+    return experts, dense.linear
+
+
 def _input_of(
     layer: Layer, down: Linear, middle: Value | None = None
 ) -> tuple[Value, NormFacts | None]:
@@ -214,7 +231,9 @@ def _input_of(
 
 
 def _first_linears(layer: Layer, down: Linear) -> list[Linear]:
-    """The linear layers right before `down`."""
+    """The linear layers right before `down`; the experts' result stands for its own."""
+    if layer.routed is not None and down is layer.routed.linear:
+        return [down]
     found = [
         layer.linears[value]
         for value in layer.graph.ancestors(down.input, [layer.input, *layer.linears])

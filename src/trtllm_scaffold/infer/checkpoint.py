@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_meta_model
 from trtllm_scaffold.infer.header import explain_header
-from trtllm_scaffold.infer.layer_names import LayerNames, fold_head, fold_shapes
+from trtllm_scaffold.infer.layer_names import LayerNames, fold_number, fold_shapes
 from trtllm_scaffold.infer.roles import RoleLayout
 from trtllm_scaffold.infer.stored import Piece, Stored, match_stored, saved_tensors
 from trtllm_scaffold.sources.checkpoint import CheckpointHeader
@@ -63,8 +64,8 @@ def infer_checkpoint(
         for t in tensors
     ]
     if header is not None:
-        heads = _heads(needed, roles, names, modules, shapes)
-        more_dropped, more = explain_header(spec, layers, heads, header, real_model)
+        counts = _counts(needed, roles, names, modules, shapes)
+        more_dropped, more = explain_header(spec, layers, counts, header, real_model)
         spec = replace(spec, dropped=tuple({**dict(dropped), **dict(more_dropped)}.items()))
         evidence.extend(more)
     return spec, tuple(evidence)
@@ -105,8 +106,7 @@ def _tensors(
     for item in stored:
         template, index = names.fold(item.name)
         role = _role(item, roles, modules)
-        if role.head is not None:
-            template = fold_head(template, role.head)
+        template = _numbered(template, role)
         sources = [item.buffer] if item.buffer else [piece.parameter for piece in item.pieces]
         tensor = TensorSpec(
             name=template,
@@ -117,6 +117,7 @@ def _tensors(
             per_layer=index is not None,
             blocks=role.blocks,
             per_head=role.head is not None,
+            experts=role.experts,
             only_layers=partial.get(modules.fold(sources[0])[0], ()),
         )
         other = found.setdefault(template, tensor)
@@ -130,27 +131,38 @@ def _tensors(
     return tuple(found.values())
 
 
-def _heads(
+def _numbered(template: str, role: RoleLayout) -> str:
+    """Return a template with ``{j}`` for the head, or ``{e}`` for the expert, that it is of."""
+    if role.head is not None:
+        return fold_number(template, role.head, "{j}")
+    return template if role.expert is None else fold_number(template, role.expert, "{e}")
+
+
+def _counts(
     stored: tuple[Stored, ...],
     roles: Mapping[str, RoleLayout],
     names: LayerNames,
     modules: LayerNames,
     shapes: Shapes,
 ) -> dict[str, int]:
-    """Return how many heads of the real model each template with ``{j}`` stands for."""
+    """Return how many heads or experts of the real model each numbered template stands for."""
     counts: dict[str, int] = {}
     for item in stored:
         role = _role(item, roles, modules)
-        if role.head is not None:
-            source = fold_head(modules.fold(item.pieces[0].parameter)[0], role.head)
-            before, _, behind = source.partition("{j}")
-            count = sum(
-                name.startswith(before)
-                and name.endswith(behind)
-                and name[len(before) :][:1].isdigit()
-                for name in shapes
-            )
-            counts[fold_head(names.fold(item.name)[0], role.head)] = count
+        if role.head is None and role.expert is None:
+            continue
+        source = modules.fold(item.pieces[0].parameter)[0]
+        template = _numbered(names.fold(item.name)[0], role)
+        if item.pieces[0].of_experts:
+            counts[template] = shapes[source][0]
+            continue
+        before, behind = re.split(r"\{[je]\}", _numbered(source, role))
+        counts[template] = sum(
+            name.startswith(before)
+            and name.endswith(behind)
+            and name[len(before) : len(name) - len(behind)].isdigit()
+            for name in shapes
+        )
     return counts
 
 
@@ -168,6 +180,8 @@ def _role(item: Stored, roles: Mapping[str, RoleLayout], modules: LayerNames) ->
                 hint=_HINT,
             )
         parts.append(roles[template])
+    if item.pieces and item.pieces[0].of_experts:
+        return _expert_role(item, item.pieces[0], parts[0])
     if item.buffer or (len(item.pieces) == 1 and item.pieces[0].is_whole):
         return replace(parts[0], transposed=parts[0].transposed != item.transposed)
     split = [_part(piece, part) for piece, part in zip(item.pieces, parts, strict=True)]
@@ -180,6 +194,23 @@ def _role(item: Stored, roles: Mapping[str, RoleLayout], modules: LayerNames) ->
         )
     merged = tuple(role for part in split if part for role in part)
     return RoleLayout(merged, "rows" if len(merged) > 1 else "whole")
+
+
+def _expert_role(item: Stored, piece: Piece, role: RoleLayout) -> RoleLayout:
+    """Return what a tensor holds that is cut out of the experts of one parameter."""
+    own = replace(role, experts="stacked" if piece.expert is None else "one", expert=piece.expert)
+    if role.experts == "stacked" and piece.is_whole and not piece.turned:
+        return replace(own, transposed=role.transposed != item.transposed)
+    by_part = role.layout == "rows" and piece.count == len(role.roles)
+    if role.experts == "stacked" and by_part and piece.turned == role.transposed:
+        kept = (role.roles[piece.index],)
+        return replace(own, roles=kept, layout="whole", transposed=item.transposed)
+    raise Refused(
+        "checkpoint",
+        f"{item.name} mixes parts of the experts in {piece.parameter}",
+        where="save_pretrained of a tiny model",
+        hint=_HINT,
+    )
 
 
 def _part(piece: Piece, role: RoleLayout) -> tuple[str, ...] | None:
@@ -198,6 +229,8 @@ def _real_shape(item: Stored, modules: LayerNames, shapes: Shapes) -> tuple[int,
     if item.buffer:
         return _shape(item.buffer, item, modules, shapes)
     real = [_shape(piece.parameter, item, modules, shapes) for piece in item.pieces]
+    if item.pieces[0].of_experts:
+        return _expert_shape(item, item.pieces[0], real[0])
     if item.transposed:
         return real[0][::-1]
     if item.pieces[0].is_whole and len(item.pieces) == 1:
@@ -214,6 +247,15 @@ def _real_shape(item: Stored, modules: LayerNames, shapes: Shapes) -> tuple[int,
             )
         rows += shape[0] // piece.count
     return (rows, *real[0][1:])
+
+
+def _expert_shape(item: Stored, piece: Piece, real: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a cut out of the experts of a parameter [experts, ...]."""
+    experts, *inner = real
+    inner = inner[::-1] if piece.turned else inner
+    inner[0] //= piece.count
+    inner = inner[::-1] if item.transposed else inner
+    return tuple(inner) if piece.expert is not None else (experts, *inner)
 
 
 def _shape(source: str, item: Stored, modules: LayerNames, shapes: Shapes) -> tuple[int, ...]:

@@ -60,10 +60,11 @@ def candidate_keys(configs: Sequence[Any], depths: Sequence[int], depth_expr: st
     """
     sizes = set((getattr(configs[-1], "attribute_map", None) or {}).values())
     names = [n for n in sorted(configs[-1].to_dict()) if _usable(n) and n not in sizes]
+    numbers = [key for name in names for key in _number_keys(name, configs, depths)]
     return [
         *(key for name in names for key in _list_keys(name, configs, depths)),
         *(key for name in names for key in _place_keys(name, configs, depths)),
-        *(key for name in names for key in _number_keys(name, configs, depths)),
+        *sorted(numbers, key=_is_unlikely),
         *_fixed_keys(depths, depth_expr),
     ]
 
@@ -148,6 +149,17 @@ def _number_keys(name: str, configs: Sequence[Any], depths: Sequence[int]) -> It
         )
         key = f"config.{name}"
         yield Key(name, columns, text.format(key), opposite.format(key))
+
+
+def _is_unlikely(key: Key) -> bool:
+    """Whether a number's name says that it is a period and no first number, or the reverse.
+
+    Two numbers of one value cannot be told apart otherwise.
+    """
+    period = any(
+        word in key.name for word in ("interval", "step", "freq", "period", "pattern", "every")
+    )
+    return period != ("%" in key.text)
 
 
 def _fixed_keys(depths: Sequence[int], depth_expr: str) -> Iterator[Key]:

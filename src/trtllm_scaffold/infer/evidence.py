@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.infer.nested import names_in, read_key
 from trtllm_scaffold.spec.evidence import Evidence
 from trtllm_scaffold.spec.quantity import Quantity
 
@@ -49,8 +49,8 @@ class Witnesses:
         """Record a number: what the tiny models showed, and the keys that explain it."""
         shown = " and ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in seen)
         self.trace(fact, where, f"{shown} in two tiny models: {found.expr or 'the rope settings'}")
-        for key in dict.fromkeys(re.findall(r"config\.(\w+)", found.expr)):
-            value = getattr(self._config, key, None)
+        for key in dict.fromkeys(names_in(found.expr)):
+            value = read_key(self._config, key)
             self.config(fact, key, value if isinstance(value, (int, float, str)) else None)
 
     def agree(self, fact: str, first: tuple[str, Plain], second: tuple[str, Plain]) -> None:
@@ -68,5 +68,9 @@ class Witnesses:
 
     def holds(self, key: str) -> bool:
         """Whether the file itself has `key`, under this or another name of the attribute."""
+        outer, _, inner = key.partition(".")
+        if inner:
+            held = self._raw.get(outer)
+            return isinstance(held, Mapping) and inner in held
         aliases = {alias for alias, name in self._map.items() if name == key}
         return bool(({key, self._map.get(key, key)} | aliases) & set(self._raw))

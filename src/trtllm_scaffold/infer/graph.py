@@ -38,7 +38,8 @@ class Node:
     Attributes:
         index: Position in the order of execution.
         op: The overload, or None for the unseen change of an alias by an in-place operation.
-        args, kwargs: Its arguments, tensors as `Value`.
+        args, kwargs: Its arguments, tensors as `Value`. Of an unseen change the old value, the
+            part that was written, and where that part lies; no place where that is not known.
         outputs: Its tensors.
         modules: Names of the modules it ran in, outermost first.
     """
@@ -142,9 +143,10 @@ class Graph:
         known = {value: tensor.clone() for value, tensor in given.items()}
         with torch.no_grad():
             for node in path:
-                if node.op is None:
-                    raise ReplayError
                 args = _map((node.args, node.kwargs), known)
+                if node.op is None:
+                    known[node.outputs[0]] = _written(*args)
+                    continue
                 if node.op._schema.name.endswith("_"):
                     args = ((args[0][0].clone(), *args[0][1:]), args[1])
                 out = node.op(*args[0], **args[1])
@@ -152,6 +154,13 @@ class Graph:
                 tensors = [r for r in results if isinstance(r, torch.Tensor)]
                 known.update(zip(node.outputs, tensors, strict=True))
         return known[target]
+
+
+def _written(args: tuple[torch.Tensor, ...], place: dict[str, Any]) -> torch.Tensor:
+    """The old value with the part that an in-place operation wrote to it."""
+    if not place or len(args) != 2:
+        raise ReplayError
+    return torch.as_strided_scatter(args[0].contiguous(), args[1], **place)
 
 
 class ReplayError(Exception):

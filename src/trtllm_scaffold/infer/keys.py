@@ -9,7 +9,13 @@ from typing import Any, TypeGuard
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_size", "n_embd", "n_embed", "d_model"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
-    "num_key_value_heads": ("num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads"),
+    "num_key_value_heads": (
+        "num_key_value_heads",
+        "num_kv_heads",
+        "n_head_kv",
+        "n_kv_heads",
+        "kv_n_heads",
+    ),
     "head_dim": ("head_dim", "dim_head", "d_kv", "kv_channels"),
     "intermediate_size": (
         "intermediate_size",
@@ -32,6 +38,12 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "embedding_size": ("word_embed_proj_dim", "embedding_size"),
     "sliding_window": ("sliding_window", "window_size", "sliding_window_size", "local_attention"),
     "rotary_dim": ("rotary_dim",),
+    "q_lora_rank": ("q_lora_rank",),
+    "kv_lora_rank": ("kv_lora_rank",),
+    "qk_nope_head_dim": ("qk_nope_head_dim",),
+    "qk_rope_head_dim": ("qk_rope_head_dim",),
+    "v_head_dim": ("v_head_dim",),
+    "qk_head_dim": ("qk_head_dim",),
 }
 
 ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}
@@ -85,7 +97,7 @@ def is_scalar(key: str, value: Any) -> bool:
     """Whether a number is a free scalar: an eps, a theta, a multiplier, a cap."""
     if not is_number(value) or isinstance(value, bool) or is_inert(key) or key in FRACTIONS:
         return False
-    if key in ROLE_OF or is_token(key):
+    if key in ROLE_OF or is_token(key) or "normaliz" in key:  # the order of a norm, or a switch
         return False
     return isinstance(value, float) or any(part in key for part in SCALAR_PARTS)
 

@@ -22,11 +22,13 @@ MAY_VARY = (
     "position.direction",
     "position.rope",
     "block.norms",
+    "mlp.form",
 )
 _WINDOW = ("attention.window",)
 _ROTATION = ("attention.scale", "position.style", "position.direction", "position.rope")
 _NORMS = ("block.norms",)
-_HINT = "layers that differ in window, rope and their first norm are expressed"
+_FORM = ("mlp.form",)
+_HINT = "layers that differ in window, rope, their first norm and in having experts are expressed"
 #: Facts -> the field of `Pattern` with the list that holds their numbers.
 _LISTS = {"attention.window": "window_list", "position.style": "theta_list"}
 _STATED = (
@@ -49,6 +51,7 @@ class Kind:
         picks: For each observation, a layer that is like this kind in all but window and norms.
         window_picks: A layer with the same window.
         block_picks: A layer with the same norms.
+        mlp_picks: A layer with experts, or one without, as this kind.
         condition: The Python condition over ``config`` and ``layer_idx``; empty where all
             layers are of this kind.
     """
@@ -56,6 +59,7 @@ class Kind:
     picks: tuple[int, ...]
     window_picks: tuple[int, ...]
     block_picks: tuple[int, ...]
+    mlp_picks: tuple[int, ...]
     condition: str = ""
 
 
@@ -88,7 +92,9 @@ def check_uniform(observation: Observation) -> None:
         Refused: Names the first fact in which two layers differ, and both values.
     """
     facts = [layer_facts(layer) for layer in observation.layers]
-    first = facts[0]
+    first: dict[str, Label] = {}
+    for found in facts:  # a fact of dense layers alone, or of experts alone, has its own first
+        first = {**found, **first}
     fewer = len({f["block.norms"] for f in facts}) > 1
     for layer, found in zip(observation.layers[1:], facts[1:], strict=True):
         for fact, value in found.items():
@@ -150,6 +156,7 @@ def layer_pattern(
             picks=_picks(signature, seen, _ROTATION),
             window_picks=_picks(signature, seen, _WINDOW),
             block_picks=_picks(signature, seen, _NORMS),
+            mlp_picks=_picks(signature, seen, _FORM),
             condition=_condition(used, rows, layers, number),
         )
         for number, signature in enumerate(distinct)

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.head import DenseFacts
-from trtllm_scaffold.infer.layer_names import fold_head
+from trtllm_scaffold.infer.layer_names import fold_number
+from trtllm_scaffold.infer.mla import MlaFacts
+from trtllm_scaffold.infer.mlp import MlpFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.output import GateFacts
 from trtllm_scaffold.infer.roles import norm_name
@@ -20,6 +22,10 @@ def structure(observation: Observation) -> dict[str, tuple[str, Label]]:
     first = observation.layers[0]
     layer = first.layer.name
     labels = {fact: (layer, label) for fact, label in _layer_structure(first).items()}
+    routed = next((facts for facts in observation.layers if facts.moe is not None), None)
+    if routed is not None:
+        every = {**_mlp_structure(routed.mlp, "moe.expert"), **_moe_structure(routed)}
+        labels.update({fact: (routed.layer.name, label) for fact, label in every.items()})
     embedding, head = observation.embedding, observation.head
     model: dict[str, Label] = {
         "position.kind": position_kind(observation),
@@ -70,13 +76,15 @@ def _norm_label(norm: NormFacts | None) -> str | None:
 
 
 def _roles(observation: Observation) -> set[tuple[str, str]]:
-    """What each parameter holds, those of several heads once."""
-    return {
-        (name, str(role))
-        if role.head is None
-        else (fold_head(name, role.head), str(replace(role, head=0)))
-        for name, role in observation.roles.items()
-    }
+    """What each parameter holds, those of several heads or experts once."""
+    found = set()
+    for name, role in observation.roles.items():
+        if role.head is not None:
+            name, role = fold_number(name, role.head, "{j}"), replace(role, head=0)
+        if role.expert is not None:
+            name, role = fold_number(name, role.expert, "{e}"), replace(role, expert=0)
+        found.add((name, str(role)))
+    return found
 
 
 def _dense_label(dense: DenseFacts) -> str:
@@ -98,16 +106,24 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.num_attention_heads": attention.heads,
         "attention.num_key_value_heads": attention.kv_heads,
         "attention.head_dim": attention.head_dim,
+        "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
         "attention.qkv_clip": _short(attention.clip),
-        "mlp.intermediate_size": facts.mlp.intermediate_size,
         "block.attention_coefficient": _short(block.attention_coefficient),
         "block.mlp_coefficient": _short(block.mlp_coefficient),
         "norm.eps": str([_short(n.eps) for n in block.norms.values()]),
         "position.rope": _rope_numbers(attention),
     }
-    return {**_layer_structure(facts), **numbers}
+    if facts.moe is None:
+        feed: dict[str, Label] = {"mlp.intermediate_size": facts.mlp.intermediate_size}
+    else:
+        feed = {
+            **_mlp_structure(facts.mlp, "moe.expert"),
+            **_moe_structure(facts),
+            **_moe_numbers(facts),
+        }
+    return {**_layer_structure(facts), **numbers, **feed}
 
 
 def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
@@ -125,6 +141,7 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.v_bias": attention.value.linear.bias is not None,
         "attention.o_bias": attention.output.bias is not None,
         "attention.qk_norm": qk_norm,
+        "attention.latents": None if attention.mla is None else latent_label(attention.mla),
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
@@ -140,14 +157,79 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "block.residual": "normed" if block.residual_after_norm else "plain",
         "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
         "block.mlp_coefficient": _presence(not is_one(block.mlp_coefficient)),
-        "mlp.kind": mlp.kind,
-        "mlp.activation": mlp.activation,
-        "mlp.down_norm": _norm_label(mlp.down_norm),
-        "mlp.constants": ", ".join(f"{name} {value:g}" for name, value in mlp.constants) or None,
-        "mlp.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
-        "mlp.up_bias": mlp.up.bias is not None,
-        "mlp.down_bias": mlp.down.bias is not None,
+        "mlp.form": "experts" if facts.moe is not None else "dense",
+        **(_mlp_structure(mlp, "mlp") if facts.moe is None else {}),
     }
+
+
+def _mlp_structure(mlp: MlpFacts, prefix: str) -> dict[str, Label]:
+    return {
+        f"{prefix}.kind": mlp.kind,
+        f"{prefix}.activation": mlp.activation,
+        f"{prefix}.down_norm": _norm_label(mlp.down_norm),
+        f"{prefix}.constants": ", ".join(f"{n} {value:g}" for n, value in mlp.constants) or None,
+        f"{prefix}.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
+        f"{prefix}.up_bias": mlp.up.bias is not None,
+        f"{prefix}.down_bias": mlp.down.bias is not None,
+    }
+
+
+def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
+    """How tokens go to experts, without numbers."""
+    moe = facts.moe
+    assert moe is not None
+    routing, gating = moe.routing, moe.parts.expert.gating
+    shared = {} if facts.shared is None else _mlp_structure(facts.shared, "moe.shared")
+    return {
+        "moe.scores": routing.scores,
+        "moe.renormalised": routing.renormalised,
+        "moe.logit_bias": bool(moe.parts.router.bias),
+        "moe.selection_bias": routing.biased,
+        "moe.groups": routing.group_score if routing.num_groups > 1 else None,
+        "moe.epsilon": routing.epsilon,
+        "moe.floor": _presence(routing.floor != 0.0),
+        "moe.scaling": _presence(not is_one(routing.scaling)),
+        "moe.softcap": _presence(routing.softcap is not None),
+        "moe.weight_on": moe.weight_on,
+        "moe.clamp": _presence(gating.clamp is not None),
+        "moe.swish_beta": _presence(gating.beta != 1.0),
+        "moe.up_offset": gating.offset,
+        "moe.shared": None if facts.shared is None else moe.join,
+        **shared,
+    }
+
+
+def _moe_numbers(facts: LayerFacts) -> dict[str, Label]:
+    moe = facts.moe
+    assert moe is not None
+    routing, gating = moe.routing, moe.parts.expert.gating
+    return {
+        "moe.num_experts": moe.experts,
+        "moe.top_k": routing.top_k,
+        "moe.num_groups": f"{routing.top_groups} of {routing.num_groups}",
+        "moe.scale": _short(routing.scaling),
+        "moe.least_sum": _short(routing.floor),
+        "moe.cap": _short(routing.softcap),
+        "moe.bound": _short(gating.clamp),
+        "moe.beta": _short(gating.beta),
+        "moe.expert.intermediate_size": facts.mlp.intermediate_size,
+        "moe.shared.intermediate_size": None
+        if facts.shared is None
+        else facts.shared.intermediate_size,
+    }
+
+
+def latent_label(mla: MlaFacts) -> str:
+    """The latents, their norms and biases in words."""
+    linears = {"q_a": mla.q_a, "kv_a": mla.kv_a}
+    biased = [name for name, linear in linears.items() if linear is not None and linear.bias]
+    query = "" if mla.q_norm is None else f"of queries ({norm_label(mla.q_norm)}) and "
+    return f"{query}of keys and values ({norm_label(mla.kv_norm)}), biases: {biased or 'none'}"
+
+
+def latent_widths(mla: MlaFacts) -> str:
+    """Every width that latents have."""
+    return f"{mla.ranks}, {mla.nope} + {mla.rope}, {mla.value}"
 
 
 def _rope_numbers(attention: AttentionFacts) -> str | None:

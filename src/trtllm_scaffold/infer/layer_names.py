@@ -42,14 +42,16 @@ class LayerNames:
         """Yield the names of a template, or the name itself.
 
         Args:
-            template: With ``{i}`` for the layer and ``{j}`` for the head, or without.
+            template: With ``{i}`` for the layer and ``{j}`` for the head or ``{e}`` for the
+                expert, or without.
             layers: How many, or which.
-            heads: How many.
+            heads: How many heads or experts.
         """
         indices = range(layers) if isinstance(layers, int) else layers
         for index in indices if "{i}" in template else (0,):
-            for head in range(heads) if "{j}" in template else (0,):
-                yield template.replace("{i}", str(index), 1).replace("{j}", str(head))
+            for head in range(heads) if "{j}" in template or "{e}" in template else (0,):
+                name = template.replace("{i}", str(index), 1)
+                yield name.replace("{j}", str(head)).replace("{e}", str(head))
 
 
 def fold_any(name: str) -> str:
@@ -92,11 +94,18 @@ def fold_shapes(
     return shapes, partial, layers
 
 
-def fold_head(template: str, head: int) -> str:
-    """Return a template with the last part that is the number `head` replaced by ``{j}``."""
+def fold_number(template: str, number: int, mark: str) -> str:
+    """Return a template with the last part that is `number` replaced.
+
+    Args:
+        template: With ``{i}`` for the layer.
+        number: Of a head or an expert.
+        mark: ``{j}`` for a head, ``{e}`` for an expert.
+    """
     parts = template.split(".")
-    places = [place for place, part in enumerate(parts) if part == str(head)]
+    places = [place for place, part in enumerate(parts) if part == str(number)]
     if not places:
-        raise Refused("checkpoint", f"{template} does not say that it is of head {head}")
-    parts[places[-1]] = "{j}"
+        kind = "head" if mark == "{j}" else "expert"
+        raise Refused("checkpoint", f"{template} does not say that it is of {kind} {number}")
+    parts[places[-1]] = mark
     return ".".join(parts)

@@ -10,6 +10,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, linear_at, moved_from, strip
 from trtllm_scaffold.infer.graph import Call, Graph, Node, Value
 from trtllm_scaffold.infer.norm import NormReader
+from trtllm_scaffold.infer.routed import Routed, find_routed
 
 _HINT = "decoders with one softmax attention in every layer work"
 
@@ -27,6 +28,7 @@ class Layer:
         context: The product of the attention weights and the values.
         linears: Its linear layers by output value.
         nodes: Its operations.
+        routed: Its call of a module of experts, or None. That call's result is in `linears`.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Layer:
     context: Node
     linears: dict[Value, Linear]
     nodes: tuple[Node, ...] = ()
+    routed: Routed | None = None
 
     def is_atom(self, value: Value) -> bool:
         """Whether a walk back stops here: the input, a linear layer's or a norm's output."""
@@ -116,16 +119,21 @@ def _layer(
         )
     linears: dict[Value, Linear] = {}
     nodes = tuple(graph.nodes[call.first_node : call.last_node])
+    softmax, context = attentions[0]
+    routed = find_routed(graph, name, call.input, nodes, softmax)
     for node in nodes:
+        if routed is not None and routed.first_node <= node.index < routed.last_node:
+            continue
         for value in node.outputs:
             found = linear_at(value, graph)
             if found is not None and found.output is value:
                 for operand in node.inputs:  # a bias added later belongs to the product
                     linears.pop(strip(operand), None) if node.name == "add" else None
                 linears[value] = found
-    softmax, context = attentions[0]
+    if routed is not None:
+        linears[routed.linear.output] = routed.linear
     ends = call.input, call.output
-    return Layer(index, name, graph, norms, *ends, softmax, context, linears, nodes)
+    return Layer(index, name, graph, norms, *ends, softmax, context, linears, nodes, routed)
 
 
 def _attentions(graph: Graph) -> list[tuple[Node, Node]]:

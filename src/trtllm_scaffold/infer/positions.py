@@ -172,7 +172,8 @@ def _rope(
     settings: Any,
 ) -> RopeSpec:
     by_observation = dict(zip(map(id, builder.observations), ropes, strict=True))
-    dim = builder.fit("position.rope.dim", lambda o: by_observation[id(o)].dim, hints=("head_dim",))
+    whole = "head_dim" if builder.first.attention.mla is None else "qk_rope_head_dim"
+    dim = builder.fit("position.rope.dim", lambda o: by_observation[id(o)].dim, hints=(whole,))
     first = ropes[0]
     return RopeSpec(first.style, dim, theta, _scaling(settings), first.inverse, layer_type)
 

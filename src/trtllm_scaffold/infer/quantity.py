@@ -12,6 +12,7 @@ from typing import Any
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.expressions import COMBINED, ONE, TWO, WITH_INTEGER, Form, Number
 from trtllm_scaffold.infer.keys import SYNONYMS, is_inert, is_number, is_token
+from trtllm_scaffold.infer.nested import names_in, nested_names, read_key
 from trtllm_scaffold.infer.normalize import ROPE_KEYS, is_per_layer_type, rope_parameters
 from trtllm_scaffold.spec.quantity import Quantity
 
@@ -35,9 +36,10 @@ class Fitter:
         self, tiny_configs: Sequence[Any], real_config: Any, held: Container[str] = ()
     ) -> None:
         self._configs = (*tiny_configs, real_config)
-        self._held = held
+        self.real_config = real_config
+        self.held = held
         self._tiny_count = len(tiny_configs)
-        self._columns = {name: self._column(name) for name in _attributes(self._configs)}
+        self._columns = {name: self._column(name) for name in _attributes(self._configs, held)}
         self._columns = {
             name: column
             for name, column in self._columns.items()
@@ -45,7 +47,7 @@ class Fitter:
         }
 
     def _column(self, name: str) -> tuple[Any, ...]:
-        return tuple(getattr(config, name, None) for config in self._configs)
+        return tuple(read_key(config, name) for config in self._configs)
 
     def fit(
         self,
@@ -107,19 +109,21 @@ class Fitter:
 
     def _computed(self, expr: str) -> bool:
         """Whether the class computes an attribute of `expr` where the file does not hold it."""
-        return any(map(self._is_computed, _names(expr)))
+        return any(map(self._is_computed, names_in(expr)))
 
     def _is_computed(self, name: str) -> bool:
         if name in _computed(self._configs[-1]):  # read-only: a port could not set it anyway
             return False
+        if "." in name:
+            return False
         key = (getattr(self._configs[-1], "attribute_map", None) or {}).get(name, name)
-        if name in self._held or key in self._held:
+        if name in self.held or key in self.held:
             return False
         for config in self._configs[: self._tiny_count]:
             values = {k: v for k, v in config.to_dict().items() if k not in (name, key)}
             try:
                 rebuilt = type(config).from_dict(values)
-            except (TypeError, ValueError, KeyError, AttributeError):  # the class needs the key
+            except Exception:  # the class needs the key, and says so in its own way
                 return False
             if getattr(rebuilt, name, None) != getattr(config, name):
                 return False
@@ -130,7 +134,7 @@ class Fitter:
     ) -> _Candidates:
         """Yield hints, constants, attributes and quotients."""
         names = list(self._columns)
-        hinted = [name for name in hints if name in self._columns]
+        hinted = self._hinted(hints)
         exact = all(isinstance(value, int) for value in observed)
         constant = all(_same(value, observed[0], rtol) for value in observed)
         yield from self._single(ONE, hinted, exact)
@@ -140,6 +144,11 @@ class Fitter:
         names = [*hinted, *(name for name in names if name not in hinted)]
         yield from self._single(ONE, names, exact)
         yield from self._pairs(TWO, names, exact)
+
+    def _hinted(self, hints: Sequence[str]) -> list[str]:
+        """The attributes that hints name, at the top or in a nested configuration."""
+        names = list(self._columns)
+        return [name for hint in hints for name in names if f".{name}".endswith(f".{hint}")]
 
     def _candidates(
         self, observed: tuple[Number, ...], hints: Sequence[str], rtol: float
@@ -165,7 +174,7 @@ class Fitter:
     def _written(self, hints: Sequence[str], exact: bool) -> _Candidates:
         """Yield the expressions among the hints, where they are of a known form."""
         for hint in hints:
-            names = _names(hint)
+            names = names_in(hint)
             if not names or any(name not in self._columns for name in names):
                 continue
             for form in (*ONE, *TWO, *WITH_INTEGER, *COMBINED):
@@ -209,10 +218,6 @@ class Fitter:
         return None
 
 
-def _names(expr: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"config\.(\w+)", expr))
-
-
 def _rotated(config: Any, entry: dict[str, Any]) -> int | None:
     """Return the rotated width where only a part of the head is rotated, else None."""
     fraction = entry.get("partial_rotary_factor", 1.0)
@@ -244,21 +249,25 @@ def _same(left: Number, right: Number, rtol: float) -> bool:
     return math.isclose(left, right, rel_tol=rtol, abs_tol=0.0)
 
 
-def _attributes(configs: Sequence[Any]) -> list[str]:
-    """Return the attribute names that an expression may use, preferred ones first."""
+def _attributes(configs: Sequence[Any], held: Container[str]) -> list[str]:
+    """Return the attribute names that an expression may use, preferred ones first.
+
+    A key that the file holds under another name than the canonical one comes last: only a hint
+    asks for it.
+    """
     real = configs[-1]
     canonical = {key: name for name, key in (getattr(real, "attribute_map", None) or {}).items()}
     listed = [set(config.to_dict()) for config in configs]
     keys = [key for key in real.to_dict() if all(key in names for names in listed)]
     names = [*_computed(real), *(canonical.get(key, key) for key in keys)]
+    names += [key for key in keys if key in canonical and key in held]
     declared = _declared(real)
     order = {name: index for index, name in enumerate(SYNONYMS)}
     safe = [
         name
-        for name in dict.fromkeys(names)
-        if _NAME.fullmatch(name)
-        and not keyword.iskeyword(name)
-        and name not in ROPE_KEYS
+        for name in dict.fromkeys([*names, *nested_names(configs)])
+        if all(_NAME.fullmatch(part) and not keyword.iskeyword(part) for part in name.split("."))
+        and name.rpartition(".")[2] not in ROPE_KEYS
         and not is_token(name)
         and not is_inert(name)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,12 +23,41 @@ def record(
         tokens: The token ids.
         constants: See `Graph`.
     """
+
+    def run() -> torch.Tensor:
+        return model(input_ids=tokens, use_cache=False, return_dict=True).logits  # type: ignore[no-any-return]
+
+    return _recorded(model, tokens, run, constants or {})
+
+
+def record_module(module: nn.Module, hidden: torch.Tensor) -> Graph:
+    """Call one module on hidden states [batch, sequence, hidden_size] and record the call.
+
+    Names in the graph are relative to the module; its result is the first floating tensor that
+    the module returns.
+    """
+
+    def run() -> torch.Tensor:
+        found = first_float(module(hidden))
+        if found is None:
+            raise TypeError(f"{type(module).__name__} returns no tensor")
+        return found
+
+    return _recorded(module, hidden, run, {})
+
+
+def _recorded(
+    model: nn.Module,
+    start: torch.Tensor,
+    run: Callable[[], torch.Tensor],
+    constants: dict[str, torch.Tensor],
+) -> Graph:
     recorder = _Recorder(model)
     handles = recorder.watch(model)
     try:
         # fused attention kernels would hide the scores: this one is made of plain operations
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder:
-            logits = model(input_ids=tokens, use_cache=False, return_dict=True).logits
+            result = run()
     finally:
         for handle in handles:
             handle.remove()
@@ -42,10 +72,10 @@ def record(
         calls=recorder.calls,
         names=recorder.names,
         parameters=recorder.parameters,
-        tokens=recorder.value(tokens),
-        result=recorder.value(logits),
+        tokens=recorder.value(start),
+        result=recorder.value(result),
         calls_by_output=by_output,
-        constants=constants or {},
+        constants=constants,
     )
 
 
@@ -102,7 +132,7 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(tensor, torch.Tensor):
                     node.outputs.append(self._new(tensor, node))
         for alias, old in changed:
-            self._stale(alias, [old, *node.outputs])
+            self._stale(alias, [old, *node.outputs], args[0])
         return out
 
     def _before_change(self, func: Any, args: Any) -> list[tuple[torch.Tensor, Value]]:
@@ -123,8 +153,9 @@ class _Recorder(TorchDispatchMode):
                 aliases.append((tensor, value))
         return aliases
 
-    def _stale(self, alias: torch.Tensor, parents: list[Value]) -> None:
-        node = Node(len(self.nodes), None, tuple(parents), {}, tuple(self._stack))
+    def _stale(self, alias: torch.Tensor, parents: list[Value], written: torch.Tensor) -> None:
+        place = _place(written, alias)
+        node = Node(len(self.nodes), None, tuple(parents), place, tuple(self._stack))
         self.nodes.append(node)
         node.outputs.append(self._new(alias, node))
 
@@ -140,7 +171,7 @@ class _Recorder(TorchDispatchMode):
         def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
             del module
             self._stack.append(name)
-            tensor = _first_float((args, kwargs))
+            tensor = first_float((args, kwargs))
             self._open.append((None if tensor is None else self.value(tensor), len(self.nodes)))
 
         return hook
@@ -150,21 +181,32 @@ class _Recorder(TorchDispatchMode):
             del args, kwargs
             self._stack.pop()
             entered, first = self._open.pop()
-            tensor = _first_float(output)
+            tensor = first_float(output)
             result = None if tensor is None else self.value(tensor)
             self.calls.append(Call(name, module, entered, result, first, len(self.nodes)))
 
         return hook
 
 
-def _first_float(tree: Any) -> torch.Tensor | None:
+def _place(part: torch.Tensor, whole: torch.Tensor) -> dict[str, Any]:
+    """Where `part` lies in `whole`, as strides of its flat memory; nothing where it sticks out."""
+    offset = part.storage_offset() - whole.storage_offset()
+    last = offset + sum((n - 1) * s for n, s in zip(part.shape, part.stride(), strict=True))
+    if part.dtype != whole.dtype or not whole.is_contiguous() or not part.numel():
+        return {}
+    if offset < 0 or last >= whole.numel():
+        return {}
+    return {"size": tuple(part.shape), "stride": part.stride(), "storage_offset": offset}
+
+
+def first_float(tree: Any) -> torch.Tensor | None:
     """The first floating tensor in nested arguments or results."""
     if isinstance(tree, torch.Tensor):
         return tree if tree.is_floating_point() else None
     items = tree.values() if isinstance(tree, dict) else tree
     if isinstance(items, (str, bytes)) or not isinstance(tree, (dict, list, tuple)):
         return None
-    return next((t for t in (_first_float(item) for item in items) if t is not None), None)
+    return next((t for t in (first_float(item) for item in items) if t is not None), None)
 
 
 def _pack(tree: Any, recorder: _Recorder) -> Any:

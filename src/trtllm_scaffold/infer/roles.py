@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -25,6 +26,7 @@ class RoleLayout:
 
     Attributes:
         head: The head whose own tensor it is, or None.
+        expert: The expert whose own tensor it is, or None.
         dropped: Why no port needs it; it has no roles then.
     """
 
@@ -34,6 +36,8 @@ class RoleLayout:
     per_layer: bool = True
     blocks: int = 0
     head: int | None = None
+    experts: Literal["one", "stacked", "flat"] = "one"
+    expert: int | None = None
     dropped: str = ""
 
 
@@ -42,39 +46,26 @@ _Part = tuple[str, torch.Tensor]
 
 
 def layer_roles(
-    layer: Layer, attention: AttentionFacts, mlp: MlpFacts, block: BlockFacts
+    layer: Layer, attention: AttentionFacts, mlp: MlpFacts | None, block: BlockFacts
 ) -> dict[str, RoleLayout]:
     """Roles of one layer's parameters, by names relative to the layer.
+
+    `mlp` is the dense feed-forward, or the one beside experts, whose roles are of `moe.shared`.
 
     Raises:
         Refused: A projection mixes its parts in a way without a label.
     """
     table: dict[str, RoleLayout] = {}
-    parts: dict[Linear, list[_Part]] = {}
-    columns = attention.query.columns, attention.key_columns, attention.value_columns
-    chains = attention.query, attention.key, attention.value
-    for name, chain, column in zip("qkv", chains, columns, strict=True):
-        parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
-    _add(parts, "attention.o", attention.output)
-    if attention.gate is not None:
-        parts.setdefault(attention.gate.linear, []).append(
-            ("attention.gate", attention.gate.columns.sort(1).values)
-        )
-    if mlp.gate is not None and mlp.gate_columns is not None:
-        parts.setdefault(mlp.gate, []).append(("mlp.gate", mlp.gate_columns[None]))
-    parts.setdefault(mlp.up, []).append(("mlp.up", mlp.up_columns[None]))
-    _add(parts, "mlp.down", mlp.down)
+    parts = _attention_parts(attention)
+    if mlp is not None:
+        _add_mlp(parts, mlp, "mlp" if layer.routed is None else "moe.shared")
     for linear, held in parts.items():
         _put_linear(table, layer, linear, held)
     for facts in block.norms.values():
         _put_norm(table, facts, f"norm.{norm_name(layer, facts)}")
-    _put_mlp(table, mlp)
-    if attention.output_norm is not None:
-        _put_norm(table, attention.output_norm, "attention.output_norm")
-    if attention.sinks is not None:
-        table[attention.sinks] = RoleLayout(("attention.sinks",))
-    for which, facts in zip("qk", attention.norms or (), strict=False):
-        _put_norm(table, facts, f"attention.{which}_norm")
+    if mlp is not None:
+        _put_mlp(table, mlp)
+    _put_attention(table, attention)
     prefix = f"{layer.name}."
     foreign = [name for name in table if not name.startswith(prefix)]
     if foreign:
@@ -84,6 +75,44 @@ def layer_roles(
             where=layer.name,
         )
     return {name.removeprefix(prefix): role for name, role in table.items()}
+
+
+def _attention_parts(attention: AttentionFacts) -> dict[Linear, list[_Part]]:
+    """What the rows of attention's projections are."""
+    parts: dict[Linear, list[_Part]] = {}
+    mla = attention.mla
+    names = ("q", "k", "v") if mla is None else ("q" if mla.q_a is None else "q_b", "k_b", "v_b")
+    columns = attention.query.columns, attention.key_columns, attention.value_columns
+    chains = attention.query, attention.key, attention.value
+    for name, chain, column in zip(names, chains, columns, strict=True):
+        parts.setdefault(chain.linear, []).append((f"attention.{name}", column.sort(1).values))
+    if mla is not None and mla.q_a is not None:
+        parts.setdefault(mla.q_a, []).append(("attention.q_a", mla.q_a_columns[None]))
+    if mla is not None:
+        held = parts.setdefault(mla.kv_a, [])
+        held.append(("attention.kv_a", mla.latent_columns[None]))
+        held.append(("attention.k_rope", mla.rope_columns[None]))
+    _add(parts, "attention.o", attention.output)
+    if attention.gate is not None:
+        parts.setdefault(attention.gate.linear, []).append(
+            ("attention.gate", attention.gate.columns.sort(1).values)
+        )
+    return parts
+
+
+def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> None:
+    """What attention stores beside its projections."""
+    norms = {"attention.output_norm": attention.output_norm}
+    if attention.mla is not None:
+        norms["attention.kv_a_norm"] = attention.mla.kv_norm
+        norms["attention.q_a_norm"] = attention.mla.q_norm
+    for which, facts in zip("qk", attention.norms or (), strict=False):
+        norms[f"attention.{which}_norm"] = facts
+    for role, found in norms.items():
+        if found is not None:
+            _put_norm(table, found, role)
+    if attention.sinks is not None:
+        table[attention.sinks] = RoleLayout(("attention.sinks",))
 
 
 def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dict[str, RoleLayout]:
@@ -159,6 +188,13 @@ def _add(parts: dict[Linear, list[_Part]], role: str, linear: Linear) -> None:
     parts.setdefault(linear, []).append((role, torch.arange(linear.rows)[None]))
 
 
+def _add_mlp(parts: dict[Linear, list[_Part]], mlp: MlpFacts, prefix: str) -> None:
+    if mlp.gate is not None and mlp.gate_columns is not None:
+        parts.setdefault(mlp.gate, []).append((f"{prefix}.gate", mlp.gate_columns[None]))
+    parts.setdefault(mlp.up, []).append((f"{prefix}.up", mlp.up_columns[None]))
+    _add(parts, f"{prefix}.down", mlp.down)
+
+
 def _put_linear(
     table: dict[str, RoleLayout], layer: Layer, linear: Linear, held: list[_Part]
 ) -> None:
@@ -186,7 +222,11 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     columns = [column for _, column in held]
     if torch.equal(torch.cat([c.flatten() for c in columns]), torch.arange(rows)):
         return "whole" if len(held) == 1 else "rows"
-    if not {role for role, _ in held} <= {"attention.q", "attention.k", "attention.v"}:
+    roles = {role for role, _ in held}
+    if roles == {"attention.k_b", "attention.v_b"}:
+        by_head = torch.cat(columns, 1)
+        return "per_head" if torch.equal(by_head.flatten(), torch.arange(rows)) else None
+    if not roles <= {"attention.q", "attention.k", "attention.v"}:
         return None
     groups = min(len(column) for column in columns)  # heads of keys and values
     if any(len(column) % groups for column in columns):

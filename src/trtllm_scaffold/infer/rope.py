@@ -63,13 +63,14 @@ def attention_factor(settings: Mapping[str, Any], max_positions: float | None) -
         return math.sqrt(1.0 + math.log(factor) / math.log(float(original)))
     scale, whole = settings.get("mscale"), settings.get("mscale_all_dim")
     if scale and whole:
-        return _mscale(float(factor or 1.0), float(scale)) / _mscale(
+        return yarn_magnitude(float(factor or 1.0), float(scale)) / yarn_magnitude(
             float(factor or 1.0), float(whole)
         )
-    return _mscale(float(factor or 1.0), 1.0)
+    return yarn_magnitude(float(factor or 1.0), 1.0)
 
 
-def _mscale(factor: float, weight: float) -> float:
+def yarn_magnitude(factor: float, weight: float) -> float:
+    """YaRN's ``0.1 * weight * ln(factor) + 1`` beyond the original length, else 1."""
     return 1.0 if factor <= 1.0 else 0.1 * weight * math.log(factor) + 1.0
 
 

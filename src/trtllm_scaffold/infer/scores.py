@@ -100,7 +100,7 @@ class _Walk:
         """The operand that holds the product; the others are masks, biases or sinks."""
         main = [v for v in operands if self._holds_product(v) and v.shape[-1] != 1]
         if len(main) != 1:
-            raise self._unknown("a sum of products")
+            raise self._unknown("a sum of products, of which one may choose keys by the tokens")
         assert value.node is not None
         for other in operands:
             if other is main[0]:

@@ -115,6 +115,14 @@ def _boundaries(layer: Layer, operand: Value, what: str) -> Chain:
 
 def _source(layer: Layer, target: Value, what: str) -> Value:
     """The one boundary (projection, norm or clip) that `target` is made from."""
+    found = sources(layer, target)
+    if len(found) != 1 or layer.input in found:
+        raise _refused(layer, what, f"is made from {len(found)} projections")
+    return found[0]
+
+
+def sources(layer: Layer, target: Value) -> list[Value]:
+    """Every boundary (projection, norm or clip) that `target` is made from, in order."""
     found: dict[Value, None] = {}
     stack, seen = [target], set()
     while stack:
@@ -127,9 +135,7 @@ def _source(layer: Layer, target: Value, what: str) -> Value:
             found[value] = None
         elif value.node is not None:
             stack.extend(value.node.inputs)
-    if len(found) != 1 or layer.input in found:
-        raise _refused(layer, what, f"is made from {len(found)} projections")
-    return next(iter(found))
+    return sorted(found, key=lambda value: value.index)
 
 
 def _clip_bound(layer: Layer, node: Node, what: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
+from trtllm_scaffold.infer.nested import nested_edits
 from trtllm_scaffold.infer.normalize import ORIGINAL, is_per_layer_type, rope_parameters
 from trtllm_scaffold.infer.tiny_layers import (
     Rows,
@@ -16,6 +17,7 @@ from trtllm_scaffold.infer.tiny_layers import (
     layer_edits,
     layer_rows,
 )
+from trtllm_scaffold.infer.tiny_moe import tiny_moe
 from trtllm_scaffold.infer.tiny_rope import tiny_rope
 from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
 from trtllm_scaffold.infer.tiny_sizes import (
@@ -86,6 +88,8 @@ def shrink(
 
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
+    edits.update(tiny_moe(full, style, variant))
+    edits.update(nested_edits(source, full, lambda v: _inner_edits(v, sizes, style, variant)))
     edits.update(layer_edits(source, full, layers, kept, sizes))
     edits.update(without_dropout(source))
     edits.update(tokens_inside(full, sizes["vocab_size"]))
@@ -198,6 +202,19 @@ def _size_edits(
         if (value > _LARGE or "vocab" in key) and value in known:
             edits[key] = known[value]
     return edits
+
+
+def _inner_edits(
+    values: Mapping[str, Any], sizes: Mapping[str, int], style: Style, variant: int
+) -> dict[str, Any]:
+    """Return the edits of a nested configuration: sizes, counts of experts and scalars."""
+    known = {
+        key: sizes[role]
+        for key, value in values.items()
+        if (role := ROLE_OF.get(key)) in sizes and role is not None and is_size(value)
+    }
+    edits = {**known, **tiny_moe(values, style, variant)}
+    return {**(odd_scalars(values, variant) if style == "odd" else {}), **edits}
 
 
 def _derives_head_dim(real: Real) -> bool:

@@ -18,11 +18,17 @@ def signature(layer: Layer) -> Hashable:
     Operations with their constants, and where each operand comes from: an operation of the
     layer, its input, a parameter by its name in the layer, or one certain value from outside.
     Buffers and other tensors that nothing computes count by what they hold, except those that
-    were drawn at random.
+    were drawn at random. Of a module of experts only names and shapes count.
     """
     places: dict[Value, Hashable] = {layer.input: "input"}
     seen: list[Hashable] = []
+    routed = layer.routed
+    if routed is not None:  # what it computes goes with the tokens: see `is_like`
+        names = sorted((name, p.shape) for name, p in routed.module.named_parameters())
+        places[routed.output] = places[routed.linear.output] = ("experts", tuple(names))
     for number, node in enumerate(layer.nodes):
+        if routed is not None and routed.first_node <= node.index < routed.last_node:
+            continue
         operands = _described((node.args, node.kwargs), layer, places)
         seen.append((node.op, operands))
         for index, value in enumerate(node.outputs):

@@ -11,6 +11,8 @@ from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind
 from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.layer_numbers import layer_factor
+from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
+from trtllm_scaffold.infer.moe_specs import FeedForwardBuilder
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.roles import norm_name
@@ -23,7 +25,6 @@ from trtllm_scaffold.spec import (
     EmbeddingSpec,
     HeadSpec,
     LayerKind,
-    MlpSpec,
     NormSpec,
     QKNormSpec,
     Quantity,
@@ -97,7 +98,8 @@ class Builder:
         found = replace(self, picks=kind.window_picks)._window(window)
         block = replace(self, picks=kind.block_picks)._block()
         attention = own._attention(scale_form, found)
-        return LayerKind(attention, own._mlp(), block, rope, kind.condition)
+        feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
+        return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
 
     def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
         """The spec of one norm."""
@@ -111,7 +113,7 @@ class Builder:
             plus_one=facts.plus_one,
         )
 
-    def _optional_norm(
+    def optional_norm(
         self, fact: str, read: Callable[[Observation], NormFacts | None]
     ) -> NormSpec | None:
         """The spec of a norm that may be absent."""
@@ -145,26 +147,30 @@ class Builder:
     def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
+        mla = None if facts.mla is None else build_mla(self)
         spec = AttentionSpec(
             num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
             num_key_value_heads=fit(
                 "attention.num_key_value_heads", lambda f: f.attention.kv_heads
             ),
-            head_dim=fit("attention.head_dim", lambda f: f.attention.head_dim),
+            head_dim=head_width(mla)
+            if mla
+            else fit("attention.head_dim", lambda f: f.attention.head_dim),
             q_bias=facts.query.linear.bias is not None,
             k_bias=facts.key.linear.bias is not None,
             v_bias=facts.value.linear.bias is not None,
             o_bias=facts.output.bias is not None,
-            scale=self._scale(scale_form),
+            scale=latent_scale(mla) if mla else self._scale(scale_form),
             window=window,
             qk_norm=self._qk_norm(),
             softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),
             sinks=facts.sinks is not None,
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
             output_gate=None if gate is None else gate.spec,
-            output_norm=self._optional_norm(
+            output_norm=self.optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
+            mla=mla,
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec
@@ -192,21 +198,6 @@ class Builder:
             return norms[0]
 
         return QKNormSpec(self.norm("attention.qk_norm.eps", read), facts.scope, facts.when)
-
-    def _mlp(self) -> MlpSpec:
-        facts = self.first.mlp
-        return MlpSpec(
-            kind=facts.kind,
-            activation=facts.activation,
-            intermediate_size=self._layer_fit(
-                "mlp.intermediate_size", lambda f: f.mlp.intermediate_size
-            ),
-            up_bias=facts.up.bias is not None,
-            down_bias=facts.down.bias is not None,
-            gate_bias=facts.gate is not None and facts.gate.bias is not None,
-            down_norm=self._optional_norm("mlp.down_norm.eps", lambda o: self.at(o).mlp.down_norm),
-            activation_parameters=facts.constants,
-        )
 
     def _block(self) -> BlockSpec:
         layer, block = self.first.layer, self.first.block
@@ -268,7 +259,7 @@ class Builder:
             dim=self.fit("embedding.dim", lambda o: o.embedding.dim, hints=hints),
             multiplier=multiplier,
             projection=facts.projection is not None,
-            norm=self._optional_norm("embedding.norm.eps", lambda o: o.embedding.norm),
+            norm=self.optional_norm("embedding.norm.eps", lambda o: o.embedding.norm),
             rows=rows,
         )
 

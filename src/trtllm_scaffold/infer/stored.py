@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,21 @@ from safetensors import safe_open
 
 from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.effective import one_line
+from trtllm_scaffold.infer.stored_experts import find_expert_part
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one module parameter.
+    """Rows of one module parameter, or of experts' matrices in one.
 
     Attributes:
         parameter: Its name.
         start, stop: The rows.
         rows: How many the parameter has.
         index, count: The piece is the `index`-th of `count` that the parameter is stored in.
+        of_experts: The rows are those of each expert's matrix, and the parameter holds several.
+        expert: The one expert whose rows they are, or None.
+        turned: The rows are those of the transposed matrix.
     """
 
     parameter: str
@@ -33,6 +37,9 @@ class Piece:
     rows: int
     index: int = 0
     count: int = 1
+    of_experts: bool = False
+    expert: int | None = None
+    turned: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -89,7 +96,7 @@ def match_stored(model: Any, tensors: Mapping[str, torch.Tensor]) -> tuple[Store
 
     Raises:
         Refused: A stored tensor is not a parameter, its transpose, a run of its rows, or
-            several parameters one after another.
+            several parameters one after another, and no part of experts' parameters.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     buffers = dict(model.named_buffers())
@@ -123,6 +130,11 @@ def _match(
     for candidate, value in buffers.items():
         if value.shape == tensor.shape and torch.equal(value, tensor):
             return Stored(name, shape, (), buffer=candidate)
+    part = find_expert_part(tensor, parameters)
+    if part is not None:
+        run = part.start, part.stop, part.rows
+        piece = Piece(part.parameter, *run, of_experts=True, expert=part.expert, turned=part.turned)
+        return Stored(name, shape, (piece,), part.transposed)
     pieces = _pieces(tensor, parameters)
     if pieces is None:
         raise Refused(
@@ -168,20 +180,17 @@ def _longest_run(tensor: torch.Tensor, parameters: Mapping[str, torch.Tensor]) -
 
 def _counted(stored: list[Stored]) -> list[Stored]:
     """Number the pieces of each parameter that is stored in several tensors."""
-    starts: dict[str, list[int]] = {}
+    starts: dict[tuple[str, int | None], list[int]] = {}
     for item in stored:
         for piece in item.pieces:
-            starts.setdefault(piece.parameter, []).append(piece.start)
+            starts.setdefault((piece.parameter, piece.expert), []).append(piece.start)
     counted = []
     for item in stored:
         pieces = tuple(
-            Piece(
-                piece.parameter,
-                piece.start,
-                piece.stop,
-                piece.rows,
-                sorted(starts[piece.parameter]).index(piece.start),
-                len(starts[piece.parameter]),
+            replace(
+                piece,
+                index=sorted(starts[piece.parameter, piece.expert]).index(piece.start),
+                count=len(starts[piece.parameter, piece.expert]),
             )
             for piece in item.pieces
         )

@@ -40,6 +40,7 @@ def build(
         config = config_class.from_dict(dict(raw))  # type: ignore[attr-defined]
         if eager:
             config._attn_implementation = "eager"
+        config._experts_implementation = "eager"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = model_class(config)

@@ -90,12 +90,16 @@ def _odd_thetas(
 ) -> None:
     """Set every theta that the file holds; where it holds none, the class's default."""
     index = 0
+    said: dict[tuple[str, float], float] = {}  # what the file says twice stays the same twice
     for place in _places(edits):
+        once = place is edits or place in (edits.get("rope_scaling"), edits.get("rope_parameters"))
         for key in _THETAS:
             held = place.get(key, source.get(key) if place is edits else None)
             if is_number(held):
-                place[key] = odd_theta(index, variant)
-                index += 1
+                known = said.get((key, held)) if once else None
+                place[key] = odd_theta(index, variant) if known is None else known
+                said.setdefault((key, held), place[key])
+                index += known is None
     settings = rope_parameters(config)
     if not index and settings and not is_per_layer_type(settings):
         if is_number(settings.get("rope_theta")):

@@ -10,6 +10,7 @@ from trtllm_scaffold.infer.normalize import ROPE_KEYS
 
 #: (start, step) by variant. Values stay mild so that logits keep a sensible size.
 _EPS = ((0.0013, 0.0004), (0.0021, 0.0007))
+_TINY = ((1.3e-9, 0.4e-9), (2.1e-9, 0.7e-9))  # guards of a divisor must not be seen elsewhere
 _FACTOR = ((0.37, 0.12), (0.53, 0.17))
 _LARGE = ((3.3, 0.9), (4.7, 1.3))
 _INTEGER = ((17, 6), (29, 10))
@@ -32,11 +33,13 @@ def odd_scalars(full: Mapping[str, Any], variant: int) -> dict[str, int | float]
         start, step = table[variant]
         index = counts.get(id(table), 0)
         counts[id(table)] = index + 1
-        odd[key] = round(start + index * step, 6)
+        odd[key] = round(start + index * step, 6 if start > 1e-6 else 12)
     return odd
 
 
 def _table(key: str, value: float) -> tuple[tuple[float, float], ...]:
+    if "eps" not in key and abs(value) < 1e-9:
+        return _TINY
     if "eps" in key or abs(value) < 1e-3:
         return _EPS
     if isinstance(value, int):

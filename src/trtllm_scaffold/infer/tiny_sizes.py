@@ -60,15 +60,29 @@ class Base:
     original: int
     window: int
     embedding: int
+    latents: tuple[int, int, int, int, int]
 
+
+#: Roles of the widths of latent attention, in the order of `Base.latents`.
+LATENT_ROLES = (
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+)
 
 #: Odd sizes differ between the variants in every entry. `published` sizes divide by 8 where
 #: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know.
 BASES: dict[tuple[str, int], Base] = {
-    ("published", 0): Base((32, 40, 64, 48), 4, 4, 2, 176, 131, 3, 96, 32, 5, 112),
-    ("published", 1): Base((64, 80, 96), 4, 4, 2, 208, 139, 4, 112, 28, 6, 144),
-    ("odd", 0): Base((48, 80, 112, 144), 4, 6, 2, 156, 137, 3, 72, 24, 5, 84),
-    ("odd", 1): Base((40, 44, 52, 56), 8, 7, 3, 228, 157, 4, 104, 28, 7, 124),
+    ("published", 0): Base(
+        (32, 40, 64, 48), 4, 4, 2, 176, 131, 3, 96, 32, 5, 112, (48, 40, 24, 16, 20)
+    ),
+    ("published", 1): Base(
+        (64, 80, 96), 4, 4, 2, 208, 139, 4, 112, 28, 6, 144, (56, 32, 16, 24, 28)
+    ),
+    ("odd", 0): Base((48, 80, 112, 144), 4, 6, 2, 156, 137, 3, 72, 24, 5, 84, (68, 36, 20, 12, 28)),
+    ("odd", 1): Base((40, 44, 52, 56), 8, 7, 3, 228, 157, 4, 104, 28, 7, 124, (92, 60, 32, 16, 36)),
 }
 
 
@@ -125,14 +139,18 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
         "embedding_size": base.embedding,
         "sliding_window": base.window,
         "rotary_dim": _rotary_dim(real, head_dim),
+        **dict(zip(LATENT_ROLES, base.latents, strict=True)),
     }
+    tiny["qk_head_dim"] = tiny["qk_nope_head_dim"] + tiny["qk_rope_head_dim"]
+    if real.sizes.get("qk_rope_head_dim") == real.head_dim:  # what some call the rotated part
+        tiny["head_dim"] = tiny["qk_rope_head_dim"]
     if real.sizes.get("embedding_size") == real.sizes["hidden_size"]:
         tiny["embedding_size"] = hidden
     sizes = {role: size for role, size in tiny.items() if role in real.sizes}
     window = real.sizes.get("sliding_window", 0)
     if window >= real.sizes.get("max_position_embeddings", window + 1):
         del sizes["sliding_window"]  # never bites; kept as it is
-    return {**sizes, ORIGINAL: original, "effective_head_dim": head_dim}
+    return {**sizes, ORIGINAL: original, "effective_head_dim": tiny["head_dim"]}
 
 
 def _heads(sizes: Mapping[str, int], base: Base) -> tuple[int, int]:

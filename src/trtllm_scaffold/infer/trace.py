@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts, read_attention
 from trtllm_scaffold.infer.block import BlockFacts, read_block
@@ -16,9 +18,12 @@ from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.head import HeadFacts, read_head
 from trtllm_scaffold.infer.layers import Layer, find_layers
 from trtllm_scaffold.infer.mlp import MlpFacts, read_mlp
+from trtllm_scaffold.infer.moe import MoeFacts, check_recorded, is_like, read_moe
+from trtllm_scaffold.infer.moe_roles import feed_forward_facts, moe_roles
 from trtllm_scaffold.infer.norm import NormReader
 from trtllm_scaffold.infer.record import record
 from trtllm_scaffold.infer.roles import RoleLayout, check_all_used, layer_roles, model_roles
+from trtllm_scaffold.infer.routed import Routed
 from trtllm_scaffold.infer.signature import signature
 from trtllm_scaffold.infer.tiny import build, token_ids
 
@@ -30,7 +35,10 @@ class LayerFacts:
     Attributes:
         layer: The layer.
         origin: The layer that was read: an earlier one where both ran the same operations.
-        attention, mlp, block: Its axes, with the names of the origin.
+        attention, mlp, block: Its axes, with the names of the origin. `mlp` is that of one expert
+            in a layer of experts.
+        moe: Its choice among experts, or None.
+        shared: The feed-forward that every token of a layer of experts goes to, or None.
         roles: See `layer_roles`.
     """
 
@@ -39,6 +47,8 @@ class LayerFacts:
     attention: AttentionFacts
     mlp: MlpFacts
     block: BlockFacts
+    moe: MoeFacts | None = None
+    shared: MlpFacts | None = None
     roles: dict[str, RoleLayout] = field(default_factory=dict)
 
 
@@ -95,6 +105,13 @@ def observe(
 def _observe(
     raw: Mapping[str, Any], config_class: type, model_class: type, seed: int, *, eager: bool
 ) -> Observation:
+    with one_thread():
+        return _traced(raw, config_class, model_class, seed, eager=eager)
+
+
+def _traced(
+    raw: Mapping[str, Any], config_class: type, model_class: type, seed: int, *, eager: bool
+) -> Observation:
     model, constants = build(dict(raw), config_class, model_class, seed=seed, eager=eager)
     try:
         graph = record(model, token_ids(model, seed), constants)
@@ -134,14 +151,23 @@ def read(graph: Graph) -> Observation:
 
 def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
     """Read every layer, those that ran the same operations once."""
-    known: dict[Hashable, LayerFacts] = {}
+    known: dict[Hashable, list[LayerFacts]] = {}
     facts = []
     for layer in layers:
-        key = signature(layer)
-        if key not in known:
-            known[key] = _read_layer(layer)
-        facts.append(replace(known[key], layer=layer))
+        same = known.setdefault(signature(layer), [])
+        found = next((f for f in same if _has_experts_of(f, layer)), None)
+        if found is None:
+            found = _read_layer(layer)
+            same.append(found)
+        facts.append(replace(found, layer=layer))
     return tuple(facts)
+
+
+def _has_experts_of(facts: LayerFacts, layer: Layer) -> bool:
+    """Whether a layer's experts, if it has any, are explained by the formula of another's."""
+    if layer.routed is None or facts.moe is None:
+        return layer.routed is facts.moe
+    return is_like(facts.moe, layer.routed.module, layer.input.shape[-1])
 
 
 def _read_layer(layer: Layer) -> LayerFacts:
@@ -149,11 +175,43 @@ def _read_layer(layer: Layer) -> LayerFacts:
         attention = read_attention(layer)
     with _labelled("block", layer.name):
         block = read_block(layer, attention.input, attention.output)
+    if layer.routed is not None:
+        with _labelled("moe", layer.routed.name):
+            return _read_experts(layer, layer.routed, attention, block)
     with _labelled("mlp", layer.name):
         mlp = read_mlp(layer, block.down)
+    roles = layer_roles(layer, attention, mlp, block)
+    return LayerFacts(layer, layer, attention, mlp, block, roles=roles)
+
+
+def _read_experts(
+    layer: Layer, routed: Routed, attention: AttentionFacts, block: BlockFacts
+) -> LayerFacts:
+    if block.down is not routed.linear:
+        raise Refused("moe", "its experts are not the layer's feed-forward", where=layer.name)
+    moe = read_moe(routed.module, routed.name, layer.input.shape[-1])
+    check_recorded(moe, routed)
+    mlp = feed_forward_facts(layer, moe.parts.expert)
+    shared = moe.parts.shared
+    inside = None if shared is None else feed_forward_facts(layer, shared)
+    beside = None if block.beside is None else read_mlp(layer, block.beside)
+    if inside is not None and beside is not None:
+        raise Refused("moe", "two feed-forwards stand beside the experts", where=layer.name)
+    roles = {**layer_roles(layer, attention, beside, block), **moe_roles(layer, moe)}
     return LayerFacts(
-        layer, layer, attention, mlp, block, layer_roles(layer, attention, mlp, block)
+        layer, layer, attention, mlp, block, moe=moe, shared=inside or beside, roles=roles
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run on one thread: tiny operations lose more by waiting for others than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -81,6 +81,12 @@ def _fuses_qk_norm(spec: ModelSpec) -> bool:
     return whole and rope is not None and rope.scaling is None and len(ropes) == 1 and not gemma
 
 
+def _base(attention: AttentionSpec, native_norm: bool) -> str:
+    if attention.mla is not None:
+        return "MLA"
+    return "QKNormRoPEAttention" if native_norm else "Attention"
+
+
 def plan_attention(spec: ModelSpec) -> Answers:
     """Answers of the attention axis."""
     attention = spec.layer.attention
@@ -90,7 +96,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
     native = has_native_qk_norm(spec)
     return {
         "attention_kind": attention.kind,
-        "attention_base": "QKNormRoPEAttention" if native else "Attention",
+        "attention_base": _base(attention, native),
         "attention_qkv_bias": attention.q_bias or attention.k_bias or attention.v_bias,
         "attention_o_bias": attention.o_bias,
         "attention_q_scaling": _q_scaling(attention),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
-from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, NormSpec, RopeSpec
-from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS
+from trtllm_scaffold.spec import AttentionSpec, LayerKind, MlaSpec, ModelSpec, NormSpec, RopeSpec
+from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS, KERNEL_LATENT_WIDTHS
 
 Fact = tuple[str, str]
 
@@ -31,6 +31,8 @@ def _head_dim(head_dim: float) -> str:
 
 
 def _attention_facts(attention: AttentionSpec) -> list[Fact]:
+    if attention.mla is not None:
+        return _latent_facts(attention, attention.mla)
     qk_norm, gate = "none", "none"
     if attention.qk_norm:
         kind = attention.qk_norm.norm.label
@@ -49,6 +51,31 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.qkv_clip", _set(attention.qkv_clip)),
         ("attention.output_gate", gate),
         ("attention.output_norm", _norm(attention.output_norm)),
+    ]
+
+
+def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
+    nope, rope = mla.qk_nope_head_dim.value, mla.qk_rope_head_dim.value
+    widths = f"{nope} + {rope}, values {mla.v_head_dim.value}, latent {mla.kv_lora_rank.value}"
+    norms = [norm.label for norm in (mla.q_norm, mla.kv_norm) if norm]
+    gate = attention.output_gate
+    return [
+        ("attention.kind", attention.kind),
+        ("attention.latent_widths", widths if widths == KERNEL_LATENT_WIDTHS else "others"),
+        *(("attention.latent_norm", norm) for norm in norms),
+        ("attention.latent_bias", ", ".join(mla.biases) or "none"),
+        ("attention.softcap", "with latents" if attention.softcap else "none"),
+        ("attention.sinks", "with latents" if attention.sinks else "none"),
+        ("attention.output_gate", f"{gate.activation}, {gate.width}" if gate else "none"),
+        ("attention.output_norm", "with latents" if attention.output_norm else "none"),
+        ("attention.window", "with latents" if attention.window else "none"),
+    ]
+
+
+def _latent_rope_facts(rope: RopeSpec) -> list[Fact]:
+    return [
+        ("attention.latent_style", "inverse" if rope.inverse else rope.style),
+        ("attention.latent_scaling", rope.scaling.kind if rope.scaling else "none"),
     ]
 
 
@@ -79,6 +106,8 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
     ]
     if layer.rope:
         facts += _rope_facts(layer.rope)
+    if layer.rope and layer.attention.mla:
+        facts += _latent_rope_facts(layer.rope)
     return facts
 
 

@@ -32,6 +32,7 @@ PATHS: dict[str, tuple[str, str]] = {
     "GatedMLP": (f"{_T}.modules.gated_mlp", f"{_T}.modules.gated_mlp"),
     "LayerNorm": (f"{_T}.modules.layer_norm", f"{_T}.modules.layer_norm"),
     "Linear": (f"{_T}.modules.linear", f"{_T}.modules.linear"),
+    "MLA": (f"{_T}.attention.mla", f"{_T}.modules.attention"),
     "MLP": (f"{_T}.modules.mlp", f"{_T}.modules.mlp"),
     "Mapping": ("tensorrt_llm.mapping", "tensorrt_llm.mapping"),
     "ModelConfig": (f"{_T}.model_config", f"{_T}.model_config"),

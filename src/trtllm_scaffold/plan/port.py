@@ -11,6 +11,7 @@ from trtllm_scaffold.plan.block import plan_block
 from trtllm_scaffold.plan.embedding import plan_embedding
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
+from trtllm_scaffold.plan.mla import plan_mla
 from trtllm_scaffold.plan.mlp import plan_mlp
 from trtllm_scaffold.plan.moe import plan_moe
 from trtllm_scaffold.plan.moe_symbols import moe_symbols
@@ -83,7 +84,8 @@ def _library_norms(answers: Answers) -> set[str]:
 def _configuration_symbols(answers: Answers) -> set[str]:
     if answers["position_kind"] != "rope":
         return set()
-    return {"RopeParams", "RotaryScalingType"} if answers["rope_scaling"] else {"RopeParams"}
+    named = answers["rope_scaling"] or answers["attention_base"] == "MLA"
+    return {"RopeParams", "RotaryScalingType"} if named else {"RopeParams"}
 
 
 def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
@@ -112,7 +114,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "support_reasons": list(support.because),
         "proven": spec.proven,
     }
-    axes = (plan_sizes, plan_attention, plan_position, plan_norm, plan_block, plan_mlp)
+    axes = (plan_sizes, plan_attention, plan_mla, plan_position, plan_norm, plan_block, plan_mlp)
     for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
-from trtllm_scaffold.plan.moe import dense_kind, expert_sizes
+from trtllm_scaffold.plan.mla import latent_sizes, model_eps
+from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
@@ -22,10 +23,11 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
+        **latent_sizes(attention.mla),
     }
     dense = dense_kind(spec)
     if dense is not None:
-        sizes["intermediate_size"] = dense.mlp.intermediate_size
+        sizes[dense_width(spec)] = dense.mlp.intermediate_size
     sizes.update(expert_sizes(spec))
     if spec.embedding.projection or spec.head.projection:
         sizes["embedding_size"] = spec.embedding.dim
@@ -36,15 +38,21 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     """Answers with every size, and the assignments that `canonicalize` needs."""
     sizes = _named_sizes(spec)
     assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
+    if spec.layer.attention.mla is not None:
+        del assigned["head_dim"]  # its parts have names; HF calls the rotated one so
+        if (eps := model_eps(spec)).expr != "config.rms_norm_eps":
+            assigned["rms_norm_eps"] = code(eps)
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     norm = spec.layer.attention.qk_norm
     if norm and has_native_qk_norm(spec) and norm.norm.eps.expr != RMS_NORM_EPS:
         assigned["rms_norm_eps"] = code(norm.norm.eps)
     recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
     recorded.setdefault("embedding_size", int(spec.hidden_size.value))
-    recorded.setdefault("intermediate_size", int(spec.layer.mlp.intermediate_size.value))
+    widest = dense_kind(spec) or spec.layer
+    recorded.setdefault("intermediate_size", int(widest.mlp.intermediate_size.value))
     return {
-        **recorded,
+        **{name: size for name, size in recorded.items() if name != "dense_intermediate_size"},
+        "dense_width": dense_width(spec),
         "dtype": spec.dtype,
         "canonical_names": list(assigned),
         "canonical_exprs": list(assigned.values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.mla import MODULES, latent_transform, target_roles
 from trtllm_scaffold.plan.moe_weights import is_moe, moe_parameter, moe_transform
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.spec import ModelSpec, TensorSpec
@@ -30,6 +31,7 @@ _ATTENTION = {
     "q_norm": "q_norm",
     "k_norm": "k_norm",
     "output_norm": "output_norm",
+    **MODULES,
 }
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "down_norm": "down_norm"}
 _QKV = {"q", "k", "v"}
@@ -81,6 +83,8 @@ def _is_qkv(tensor: TensorSpec) -> bool:
 
 def _target_roles(tensor: TensorSpec) -> tuple[str, ...]:
     """The roles in the order of a transform's results: q, k, v whatever the stored order."""
+    if (latent := target_roles(tensor)) is not None:
+        return latent
     if _is_qkv(tensor):
         return tuple(sorted(tensor.roles, key=lambda role: "qkv".index(role.split(".")[1])))
     return tensor.roles
@@ -107,6 +111,9 @@ def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
     """The function of the port's weights file that takes `tensor` apart; empty for none."""
     if is_moe(tensor):
         return moe_transform(tensor)
+    latent = latent_transform(spec, tensor)
+    if latent is not None:
+        return latent
     rope = spec.position.rope
     if len(tensor.roles) == 1:
         turned = tensor.roles[0].split(".")[1] in ("q", "k", "q_norm", "k_norm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trtllm_scaffold.spec.mla import MlaSpec
 from trtllm_scaffold.spec.norm import NormSpec
 from trtllm_scaffold.spec.quantity import Quantity
 
@@ -59,6 +60,8 @@ class AttentionSpec:
         qkv_clip: Bound on the absolute value of q, k and v, if any.
         output_gate: The gate on the output, if any.
         output_norm: A norm over all heads' outputs before the last projection, if any.
+        mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
+            of its keys then, and its biases are told there.
     """
 
     num_attention_heads: Quantity
@@ -76,10 +79,13 @@ class AttentionSpec:
     qkv_clip: Quantity | None = None
     output_gate: GateSpec | None = None
     output_norm: NormSpec | None = None
+    mla: MlaSpec | None = None
 
     @property
     def kind(self) -> str:
-        """MHA, GQA or MQA."""
+        """MHA, GQA, MQA or MLA."""
+        if self.mla is not None:
+            return "MLA"
         if self.num_key_value_heads.value == 1:
             return "MQA"
         same = self.num_key_value_heads.value == self.num_attention_heads.value

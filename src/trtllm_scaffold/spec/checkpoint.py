@@ -9,7 +9,8 @@ from typing import Literal
 #: ``whole``      one part, as stored;
 #: ``rows``       the parts one after another along dimension 0, each with its own width;
 #: ``per_head``   for each head its parts' rows (q, k and v, or k and v) in the order of `roles`:
-#:                [heads, parts, head_dim, ...];
+#:                [heads, parts, head_dim, ...], or the rows of the plain part of its key and its
+#:                value: [heads, nope + v, ...];
 #: ``per_group``  for each key-value head the parts' rows in the order of `roles`, with the query
 #:                heads of its group for q: [kv_heads, heads / kv_heads + 2, head_dim, ...];
 #: ``alternating`` two parts row by row: first, second, first, second, ...;
@@ -32,6 +33,8 @@ class TensorSpec:
             ``norm.<name>.weight|bias`` (names of `BlockSpec.norms`),
             ``attention.q|k|v|o.weight|bias``, ``attention.q_norm|k_norm.weight|bias``,
             ``attention.gate.weight|bias``, ``attention.output_norm.weight``,
+            ``attention.q_a|q_b|kv_a|k_rope|k_b|v_b.weight|bias`` and
+            ``attention.q_a_norm|kv_a_norm.weight|bias`` (see `MlaSpec`),
             ``attention.sinks``, ``mlp.gate|up|down.weight|bias``, ``mlp.down_norm.weight``,
             ``mlp.activation.<parameter>``, ``embedding.norm.weight|bias``,
             ``head.dense.weight|bias``, ``head.norm.weight|bias``. In a layer of experts

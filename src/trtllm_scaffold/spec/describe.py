@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trtllm_scaffold.spec.attention import AttentionSpec
+from trtllm_scaffold.spec.mla import MlaSpec
 from trtllm_scaffold.spec.model import ModelSpec
+from trtllm_scaffold.spec.moe import MoeSpec
 from trtllm_scaffold.spec.position import PositionSpec
 from trtllm_scaffold.spec.quantity import Quantity
 
@@ -33,6 +35,19 @@ def _attention(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
         "softcap": _value(attention.softcap),
         "sinks": attention.sinks,
         "qkv_clip": _value(attention.qkv_clip),
+        **({} if attention.mla is None else {"latent": _latent(attention.mla)}),
+    }
+
+
+def _latent(mla: MlaSpec) -> dict[str, Any]:
+    return {
+        "q_lora_rank": _value(mla.q_lora_rank),
+        "kv_lora_rank": mla.kv_lora_rank.value,
+        "qk_nope_head_dim": mla.qk_nope_head_dim.value,
+        "qk_rope_head_dim": mla.qk_rope_head_dim.value,
+        "v_head_dim": mla.v_head_dim.value,
+        "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
+        "biases": list(mla.biases),
     }
 
 
@@ -46,6 +61,58 @@ def _position(position: PositionSpec) -> dict[str, Any]:
     if position.learned:
         found.update(offset=position.learned.offset, rows=position.learned.rows.value)
     return found
+
+
+def _mlp(spec: ModelSpec) -> dict[str, Any]:
+    """The feed-forward; of a model with experts one expert, and the choice beside it."""
+    experts = [kind.moe is not None for kind in spec.layer_kinds]
+    chosen = spec.layer_kinds[experts.index(True)] if any(experts) else spec.layer
+    mlp = chosen.mlp
+    found: dict[str, Any] = {
+        "kind": "moe" if chosen.moe else mlp.kind,
+        "activation": mlp.activation,
+        "intermediate_size": mlp.intermediate_size.value,
+        "bias": mlp.up_bias,
+    }
+    if chosen.moe:
+        dense = [index for index, kind in enumerate(spec.layer_pattern) if not experts[kind]]
+        found["moe"] = {"expert": mlp.kind, **_moe(chosen.moe), "dense_layers": dense}
+    return found
+
+
+def _moe(moe: MoeSpec) -> dict[str, Any]:
+    router, shared = moe.router, moe.shared
+    grouped = router.num_groups is not None
+    return {
+        "scores": router.scores,
+        "num_experts": router.num_experts.value,
+        "top_k": router.top_k.value,
+        "renormalised": router.renormalised,
+        "epsilon": router.epsilon,
+        "floor": _value(router.floor),
+        "logit_bias": router.logit_bias,
+        "selection_bias": router.selection_bias,
+        "groups": {
+            "count": _value(router.num_groups),
+            "kept": _value(router.top_groups),
+            "score": router.group_score,
+        }
+        if grouped
+        else None,
+        "scaling": _value(router.scaling),
+        "softcap": _value(router.softcap),
+        "jitter": _value(router.jitter),
+        "weight_on": moe.weight_on,
+        "clamp": _value(moe.clamp),
+        "swish_beta": _value(moe.swish_beta),
+        "up_offset": moe.up_offset,
+        "shared": shared
+        and {
+            "join": shared.join,
+            "activation": shared.mlp.activation,
+            "intermediate_size": shared.mlp.intermediate_size.value,
+        },
+    }
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:
@@ -67,12 +134,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
             "eps": norm.eps.value if norm else None,
             "final": head.final_norm is not None,
         },
-        "mlp": {
-            "kind": layer.mlp.kind,
-            "activation": layer.mlp.activation,
-            "intermediate_size": layer.mlp.intermediate_size.value,
-            "bias": layer.mlp.up_bias,
-        },
+        "mlp": _mlp(spec),
         "embedding": {
             "multiplier": _value(spec.embedding.multiplier),
             "projection": spec.embedding.projection,

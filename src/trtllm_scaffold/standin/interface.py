@@ -102,7 +102,7 @@ class RopeParams:
             values = rope_tables.cos_sin_table(self, frequencies, magnitude)
             if not interleave:
                 values = values.swapaxes(1, 2)
-            elif self._duplicates():
+            elif self.has_duplicated_table:
                 values = values.repeat(2, axis=0).reshape(self.max_positions, -1, 2)
             table = torch.from_numpy(values.reshape(1, -1).copy()).to(device)
             _tables[key] = table
@@ -110,7 +110,9 @@ class RopeParams:
             return None, table
         return torch.from_numpy(frequencies).to(device), table
 
-    def _duplicates(self) -> bool:
+    @property
+    def has_duplicated_table(self) -> bool:
+        """Whether the interleaved table holds every number twice (the stand-in's own name)."""
         return self.duplicate_data and (
             active() == "1.4" or self.scale_type is RotaryScalingType.yarn
         )

@@ -28,6 +28,7 @@ RUNTIME: tuple[Row, ...] = (
         old=f"{T}.modules.qk_norm_attention",
         new=f"{T}.attention.qk_norm_attention",
     ),
+    row("attention.mla", "MLA", old=f"{T}.modules.attention", new=f"{T}.attention.mla"),
     row(
         "attention.metadata",
         "AttentionMetadata",

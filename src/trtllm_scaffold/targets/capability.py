@@ -14,6 +14,9 @@ GENERATIONS = ("1.2", "1.4")
 #: Head sizes that the TRTLLM attention kernels are built for.
 KERNEL_HEAD_DIMS = frozenset({32, 48, 64, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256})
 
+#: Widths of a head's parts, its value and the latent that MLA's kernels are known to take.
+KERNEL_LATENT_WIDTHS = "128 + 64, values 128, latent 512"
+
 
 _NATIVE, _expressed = NATIVE, expressed
 
@@ -46,6 +49,19 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.kind", "MHA"): _NATIVE,
     ("attention.kind", "GQA"): _NATIVE,
     ("attention.kind", "MQA"): _NATIVE,
+    ("attention.kind", "MLA"): _NATIVE,
+    ("attention.latent_widths", KERNEL_LATENT_WIDTHS): _NATIVE,
+    ("attention.latent_widths", "others"): _reference(
+        f"TensorRT-LLM is known to have kernels for {KERNEL_LATENT_WIDTHS} alone"
+    ),
+    ("attention.latent_norm", "rmsnorm"): _NATIVE,
+    ("attention.latent_bias", "none"): _NATIVE,
+    ("attention.latent_style", "interleaved"): _NATIVE,
+    ("attention.latent_style", "neox"): _expressed(
+        "the rotated rows are put in pairs when weights are loaded: MLA rotates neighbours"
+    ),
+    ("attention.latent_scaling", "none"): _NATIVE,
+    ("attention.latent_scaling", "yarn"): _NATIVE,
     ("attention.head_dim", "a size of the TRTLLM kernels"): _NATIVE,
     ("attention.head_dim", "another size up to 256"): _reference(
         "the TRTLLM backend aborts on it; serve with attn_backend FLASHINFER or VANILLA"
@@ -170,7 +186,17 @@ _COMMON: dict[tuple[str, str], Capability] = {
 }
 
 #: What one generation alone expresses differently.
-_ONLY: dict[str, dict[tuple[str, str], Capability]] = {"1.2": {}, "1.4": {}}
+_ONLY: dict[str, dict[tuple[str, str], Capability]] = {
+    "1.2": {
+        ("attention.latent_scaling", kind): _refused(
+            "its MLA reads a rotary table that it lays out for yarn alone"
+        )
+        for kind in ("linear", "llama3", "longrope")
+    },
+    "1.4": {
+        ("attention.latent_scaling", kind): _NATIVE for kind in ("linear", "llama3", "longrope")
+    },
+}
 
 
 def capability(generation: str, axis: str, value: str) -> Capability:

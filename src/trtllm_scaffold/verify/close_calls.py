@@ -126,7 +126,9 @@ def clear_lengths(model: Any, setup: Setup, sequences: Sequence[torch.Tensor]) -
 
 def first_call(found: list[torch.Tensor], length: int) -> int:
     """The first position that is a close call in some layer; `length` where none is."""
-    calls = torch.stack(found).any(dim=0).nonzero() if found else ()
+    if not found:
+        return length
+    calls = torch.stack(found).any(dim=0).nonzero()
     return int(calls[0]) if len(calls) else length
 
 

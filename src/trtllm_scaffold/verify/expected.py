@@ -7,6 +7,12 @@ from typing import Any
 
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.sources.json_file import shown
+from trtllm_scaffold.verify.expected_mla import (
+    is_latent,
+    latent_parameters,
+    read_latent_sizes,
+    small_latents,
+)
 from trtllm_scaffold.verify.expected_moe import (
     expert_parameters,
     read_moe_sizes,
@@ -57,6 +63,7 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
             raise InputError(f"the answer {name} is {shown(value)}, not a size", where=_FILE)
         sizes[name] = value
+    sizes.update(read_latent_sizes(answers))
     if sizes["num_hidden_layers"] > MAX_LAYERS:
         raise InputError(f"{sizes['num_hidden_layers']} layers, at most {MAX_LAYERS} are accepted")
     return {**sizes, **read_moe_sizes(answers)}
@@ -116,6 +123,11 @@ def _outside(
 def _attention(
     answers: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[tuple[str, Parameter]]:
+    if is_latent(answers):
+        for part, widths, split in latent_parameters(sizes):
+            cut = None if split is None else sizes["num_attention_heads"]
+            yield f"{_LAYER}.self_attn.{part}", Parameter(widths, split=split, heads=cut)
+        return
     hidden, head_dim = sizes["hidden_size"], sizes["head_dim"]
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     for part, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
@@ -233,6 +245,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         "intermediate_size": hidden if inner == real_hidden else 2 * hidden + 7,
         "embedding_size": hidden if sizes["embedding_size"] == real_hidden else hidden - 3,
         **({"embedding_rows": 97} if "embedding_rows" in sizes else {}),
+        **small_latents(sizes),
     }
     return {**small, **small_moe_sizes(sizes, small)}
 

@@ -71,7 +71,7 @@ class Setup:
         backend: Name of the attention backend.
         dtype: Of the weights, the activations and the cache.
         device: ``cpu`` or ``cuda``.
-        mapping: Arguments of the runtime's ``Mapping``: world_size, rank, tp_size, pp_size.
+        mapping: Arguments of the runtime's ``Mapping``: world_size, rank, tp_size and so on.
         room: Tokens that the cache holds of each sequence; `max_seq_len` where it is None.
     """
 
@@ -173,6 +173,8 @@ class Driver:
         """
         with torch.inference_mode():
             metadata = self.metadata(pieces)
+            if self.model.model_config.mapping.enable_attention_dp:
+                metadata.all_rank_num_tokens = _tokens_of_all_ranks(pieces)
             metadata.prepare()
             tokens, positions = self.packed(pieces)
             logits = self.model.forward(
@@ -220,7 +222,7 @@ class Driver:
             self.api.KvCacheConfig(
                 max_tokens=blocks * self.tokens_per_block, enable_block_reuse=False
             ),
-            self.api.CacheType.SELF,
+            self.api.CacheType.SELFKONLY if is_latent(pretrained) else self.api.CacheType.SELF,
             num_layers=pretrained.num_hidden_layers,
             num_kv_heads=_kv_heads(pretrained),
             head_dim=_head_dim(pretrained),
@@ -230,6 +232,14 @@ class Driver:
             mapping=config.mapping,
             dtype=getattr(self.api.DataType, _CACHE_TYPES[self.setup.dtype]),
         )
+
+
+def _tokens_of_all_ranks(pieces: Sequence[Piece]) -> list[int]:
+    """How many tokens each rank's batch has: the executor gathers the numbers, as here."""
+    own = torch.tensor([sum(len(piece.tokens) for piece in pieces)])
+    found = [torch.zeros_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, own)
+    return [int(count) for count in found]
 
 
 def _tokens_per_block(setup: Setup) -> int:
@@ -242,13 +252,22 @@ def _tokens_per_block(setup: Setup) -> int:
     return size
 
 
+def is_latent(config: Any) -> bool:
+    """Whether the runtime makes the cache of multi-head latent attention for it."""
+    return bool(getattr(config, "kv_lora_rank", None) and getattr(config, "qk_rope_head_dim", None))
+
+
 def _kv_heads(config: Any) -> Any:
     """As the runtime reads it: the attention heads where the attribute is absent."""
+    if is_latent(config):
+        return 1
     return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
 def _head_dim(config: Any) -> int:
     """As the runtime reads it: only an int counts."""
+    if is_latent(config):
+        return int(config.kv_lora_rank + config.qk_rope_head_dim)
     given = getattr(config, "head_dim", None)
     if isinstance(given, int):
         return given

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
+from trtllm_scaffold.targets.contract import GENERATIONS
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
 from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
 from trtllm_scaffold.verify.port_files import PortFiles, read_port
 from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipped, verdict
+from trtllm_scaffold.verify.split import Split
 
 Progress = Callable[[str], Any]
 
 _NO_RANKS = "the ranks of the real runtime need a GPU each: prove it with --runtime standin"
 _NO_FP32 = "the kernels of the real runtime know 16-bit types only: prove it on the stand-in"
+#: Rotary scalings that latent attention has in both generations.
+_BOTH = ("", "yarn")
 _DTYPES = ("float32", "bfloat16", "both")
 
 
@@ -160,8 +164,8 @@ class _Proof:
                 ]
             except (InputError, CheckFailed) as error:
                 return [verdict("reference", [str(error)])]
-            if self.files.answers.get("attention_sinks"):
-                for case in cases:  # the library has sinks on its TRTLLM backend alone
+            if self._needs_trtllm():
+                for case in cases:
                     case.backends = ("TRTLLM",)
             checks += self._registration(workers, runtime.name)
             checks += self._parity(cases, runtime.name)
@@ -171,6 +175,11 @@ class _Proof:
         forget_port(self.files.package)
         return checks
 
+    def _needs_trtllm(self) -> bool:
+        """The library has sinks on its TRTLLM backend alone, and in 1.2 latent attention too."""
+        latent = self.files.answers.get("attention_kind") == "MLA" and self.generation == "1.2"
+        return bool(self.files.answers.get("attention_sinks")) or latent
+
     def _registration(self, workers: WorkerPool | None, runtime: str) -> list[Check]:
         from trtllm_scaffold.verify.rules import check_registration
 
@@ -178,7 +187,15 @@ class _Proof:
             return [skipped("registration", _NO_RANKS)]
         self.tell("registration in a fresh process")
         config = self.files.tiny_configs[0]
-        return [check_registration(workers, self.files.package, config, runtime, self.generation)]
+        package, known = self.files.package, self._generations()
+        return [check_registration(workers, package, config, runtime, known)]
+
+    def _generations(self) -> tuple[str, ...]:
+        """Those whose runtime builds the port: it imports on both."""
+        answers = self.files.answers
+        if answers.get("attention_kind") == "MLA" and answers.get("rope_scaling") not in _BOTH:
+            return (self.generation,)
+        return GENERATIONS
 
     def _parity(self, cases: Sequence[Any], runtime: str) -> list[Check]:
         from trtllm_scaffold.verify.parity import check_bf16, check_scenario
@@ -225,10 +242,8 @@ class _Proof:
     def _parallel(
         self, workers: WorkerPool | None, cases: Sequence[Any], runtime: str
     ) -> list[Check]:
-        sizes = sorted({size for size in self.tp if size > 1})
-        names = [f"parallel TP {size}" for size in sizes] + ["parallel PP 2"]
-        experts = sizes if self.files.answers.get("moe") else []
-        names[-1:-1] = [f"parallel EP {size}" for size in experts]
+        splits = self._splits()
+        names = [split.name for split in splits]
         if workers is None or runtime != "standin":
             return [skipped(name, _NO_RANKS) for name in names]
         from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
@@ -240,14 +255,19 @@ class _Proof:
             text = f"one process fails already: {finding(error, self.files.package)}"
             return [verdict(name, [text]) for name in names]
         checks = []
-        for size in sizes:
-            self.tell(f"tensor parallel {size}")
-            checks.append(check_parallel(workers, jobs, tp_size=size))
-        for size in experts:
-            self.tell(f"expert parallel {size}")
-            checks.append(check_parallel(workers, jobs, tp_size=size, ep_size=size))
-        self.tell("pipeline parallel 2")
-        return [*checks, check_parallel(workers, jobs, tp_size=1, pp_size=2)]
+        for split in splits:
+            self.tell(split.name)
+            checks.append(check_parallel(workers, jobs, split))
+        return checks
+
+    def _splits(self) -> list[Split]:
+        """Tensor parallelism, experts shared out and attention data parallelism, pipelines."""
+        sizes = sorted({size for size in self.tp if size > 1})
+        splits = [Split(tp_size=size) for size in sizes]
+        if self.files.answers.get("moe"):
+            splits += [Split(tp_size=size, ep_size=size) for size in sizes]
+            splits += [Split(tp_size=size, ep_size=size, attention_dp=True) for size in sizes[:1]]
+        return [*splits, Split(pp_size=2)]
 
 
 def _device_name(device: str) -> str:

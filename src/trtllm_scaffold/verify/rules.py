@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from trtllm_scaffold.errors import CheckFailed
-from trtllm_scaffold.targets.contract import GENERATIONS
 from trtllm_scaffold.verify.harness import (
     Driver,
     Piece,
@@ -147,14 +146,14 @@ def _note(name: str, reached: dict[str, bool]) -> Any:
 
 
 def check_registration(
-    pool: WorkerPool, package: Path, config: Path, runtime: str, generation: str
+    pool: WorkerPool, package: Path, config: Path, runtime: str, generations: Sequence[str]
 ) -> Check:
     """A fresh process knows the architecture after importing the package by its folder alone."""
     job = {
         "package": package,
         "config": config,
         "runtime": runtime,
-        "generations": [generation] if runtime == "tensorrt_llm" else list(GENERATIONS),
+        "generations": list(generations),
     }
     try:
         (found,) = pool.run("trtllm_scaffold.verify.rules:register", [job], first=pool.size - 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 T = "tensorrt_llm._torch"
 MOE = "mixture-of-experts names: as far as the in-tree models on the stand-in need them"
-MLA = "multi-head latent attention"
 CROSS = "encoder-decoder models and cross attention"
 HELIX = "context parallelism"
 SPEC = "speculative decoding"
@@ -17,8 +16,6 @@ ABSENT_MODULES: dict[str, str] = {
 }
 #: Names that may be absent.
 ABSENT_NAMES: dict[str, str] = {
-    f"{T}.modules.attention.MLA": MLA,
-    f"{T}.attention.mla.MLA": MLA,
     f"{T}.attention.attention.maybe_slice_for_helix_cp": HELIX,
     f"{T}.attention.attention.maybe_allgather_for_helix_cp": HELIX,
     f"{T}.attention.backends.get_sparse_attn_kv_cache_manager": "sparse attention",
@@ -32,6 +29,7 @@ ABSENT_METHODS: dict[tuple[str, str], str] = {
     ("ModelConfig", "override_quant_algo"): "MXFP4",
     ("ModelConfig", "get_mxfp4_quant_algo"): "MXFP4",
     ("ModelConfig", "is_encoder_decoder_model"): CROSS,
+    ("MLA", "forward_impl"): "a port calls forward",
     ("AttentionMetadata", "prepare_encoder_only"): CROSS,
     ("AttentionMetadata", "create_cross_metadata"): CROSS,
     ("AttentionMetadata", "update_cross_metadata"): CROSS,

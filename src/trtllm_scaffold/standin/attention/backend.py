@@ -86,8 +86,8 @@ class AttentionBackend(Generic[TMetadata]):
 
     @classmethod
     def support_mla(cls) -> bool:
-        """The stand-in has no MLA."""
-        return False
+        """Whether the backend has latent attention: in 1.2 only TRTLLM does."""
+        return active() == "1.4"
 
     @classmethod
     def support_nvfp4_output(cls) -> bool:

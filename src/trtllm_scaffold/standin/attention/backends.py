@@ -115,6 +115,11 @@ class TrtllmAttention(AttentionBackend[TrtllmAttentionMetadata]):
         """Whether ``q`` may hold q, k and v."""
         return True
 
+    @classmethod
+    def support_mla(cls) -> bool:
+        """Whether the backend has latent attention."""
+        return True
+
     def _check_options(self, args: AttentionForwardArgs) -> None:
         sinks = args.attention_sinks
         if sinks is not None and (sinks.dtype != torch.float32 or sinks.shape != (self.num_heads,)):

@@ -23,6 +23,7 @@ from trtllm_scaffold.standin.utils import get_model_extra_attrs
 
 if TYPE_CHECKING:
     from trtllm_scaffold.standin.attention.attention import Attention
+    from trtllm_scaffold.standin.attention.mla import MLA
     from trtllm_scaffold.standin.model_config import ModelConfig
 
 #: Fields of ``ModelConfig`` that the constructor reads without a default in each generation.
@@ -53,9 +54,9 @@ def extract_extra_attrs(layer_idx: str, attn_type: str) -> tuple[Any, Any]:
     return metadata(), layer()
 
 
-def register(layer: Attention, config: ModelConfig[Any]) -> str:
+def register(layer: Attention | MLA, config: ModelConfig[Any], kind: str = "attn") -> str:
     """Let custom ops find the layer by its index; a second layer of an index gets a suffix."""
-    known = config.extra_attrs.setdefault("attn_layers", {})
+    known = config.extra_attrs.setdefault(f"{kind}_layers", {})
     name, suffix = str(layer.layer_idx), 0
     while name in known:
         name, suffix = f"{layer.layer_idx}_{suffix}", suffix + 1

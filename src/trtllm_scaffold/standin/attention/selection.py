@@ -75,7 +75,7 @@ def create_attention(
         NotImplementedError: For MLA and sparse attention.
     """
     if is_mla_enable:
-        raise NotImplementedError("the stand-in has no MLA")
+        raise NotImplementedError("latent attention is part of the stand-in's MLA module")
     if sparse_attention_config is not None or sparse_params is not None:
         raise NotImplementedError("the stand-in has no sparse attention")
     if attention_chunk_size is not None and backend_name.upper() != "TRTLLM":

@@ -49,7 +49,7 @@ def data_type(dtype: torch.dtype) -> DataType:
 
 
 class CacheType(Enum):
-    """What a cache holds."""
+    """What a cache holds: keys and values, those of an encoder, or one tensor per token."""
 
     SELF = 0
     CROSS = 1

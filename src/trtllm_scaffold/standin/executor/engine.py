@@ -60,6 +60,23 @@ class Sequence:
             self.finish_reason = "length"
 
 
+def cache_geometry(pretrained: Any) -> tuple[CacheType, Any, int]:
+    """Type, heads and width of the cache, as the runtime reads them off a configuration.
+
+    A configuration with ``kv_lora_rank`` and ``qk_rope_head_dim`` gets one head for the latent
+    and the rotated key, whatever the model does.
+    """
+    latent = getattr(pretrained, "kv_lora_rank", None)
+    turned = getattr(pretrained, "qk_rope_head_dim", None)
+    if latent and turned:
+        return CacheType.SELFKONLY, 1, latent + turned
+    heads = pretrained.num_attention_heads
+    head_dim = getattr(pretrained, "head_dim", None)
+    if not isinstance(head_dim, int):
+        head_dim = pretrained.hidden_size // heads
+    return CacheType.SELF, getattr(pretrained, "num_key_value_heads", heads), head_dim
+
+
 class Engine:
     """Runs one model greedily. It batches, but does not schedule: it is no serving engine."""
 
@@ -77,17 +94,14 @@ class Engine:
         backend = get_attention_backend(config.attn_backend)
         self.model, self.max_batch_size = model, max_batch_size
         self.max_num_tokens, self.max_seq_len = max_num_tokens, max_seq_len
-        heads = pretrained.num_attention_heads
-        head_dim = getattr(pretrained, "head_dim", None)
-        if not isinstance(head_dim, int):
-            head_dim = pretrained.hidden_size // heads
+        kind, heads, head_dim = cache_geometry(pretrained)
         # VANILLA reads one block per sequence, so the real runtime makes blocks that long.
         whole = backend.name == "VANILLA"
         self.cache = KVCacheManager(
             kv_cache_config,
-            CacheType.SELF,
+            kind,
             num_layers=pretrained.num_hidden_layers,
-            num_kv_heads=getattr(pretrained, "num_key_value_heads", heads),
+            num_kv_heads=heads,
             head_dim=head_dim,
             tokens_per_block=max_seq_len if whole else kv_cache_config.tokens_per_block,
             max_seq_len=max_seq_len,

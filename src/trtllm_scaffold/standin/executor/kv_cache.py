@@ -30,8 +30,8 @@ class DummyRequest:
 class KVCacheManager:
     """A paged cache of the layers of this pipeline stage.
 
-    Layer ``i`` owns ``[blocks, 2, tokens_per_block, kv_heads, head_dim]``; a request owns the
-    same block numbers in every layer.
+    Layer ``i`` owns ``[blocks, 2, tokens_per_block, kv_heads, head_dim]``, or, if the type is
+    SELFKONLY, one in place of the 2; a request owns the same block numbers in every layer.
 
     Raises:
         ValueError: If the windows of the layers differ and there is no ``model_config`` (the
@@ -68,12 +68,13 @@ class KVCacheManager:
         linear_attention_metadata: Any = None,
         **kwargs: Any,
     ) -> None:
-        if kv_cache_type is not CacheType.SELF:
+        if kv_cache_type is CacheType.CROSS:
             raise NotImplementedError(f"the stand-in has no {kv_cache_type} cache")
         if spec_config is not None or layer_mask is not None or max_beam_width != 1:
             raise NotImplementedError("the stand-in's cache is for greedy decoding of all layers")
         self.kv_cache_type, self.mapping, self.dtype = kv_cache_type, mapping, dtype
-        self.num_layers, self.head_dim, self.kv_factor = num_layers, head_dim, 2
+        self.num_layers, self.head_dim = num_layers, head_dim
+        self.kv_factor = 1 if kv_cache_type is CacheType.SELFKONLY else 2
         self.tokens_per_block, self.max_seq_len = tokens_per_block, max_seq_len
         self.max_batch_size = max_batch_size
         self.pp_layers = mapping.pp_layers(num_layers)
@@ -86,7 +87,7 @@ class KVCacheManager:
         self._buffers = [
             torch.zeros(
                 self.num_blocks,
-                2,
+                self.kv_factor,
                 tokens_per_block,
                 heads,
                 head_dim,

@@ -1,0 +1,289 @@
+"""Reads latent attention: keys joined from an expanded latent and one rotated, shared part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.algebra import Linear, strip
+from trtllm_scaffold.infer.graph import ReplayError, Value
+from trtllm_scaffold.infer.layers import Layer
+from trtllm_scaffold.infer.matrices import matrices
+from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.infer.position import RopeFacts, read_rope
+from trtllm_scaffold.infer.segments import Chain, follow, sources
+
+_EXACT = 1e-6
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MlaFacts:
+    """What was observed of one layer's latents. Columns are those of the projections' outputs.
+
+    Attributes:
+        nope, rope, value: Widths of a head's plain part, its rotated part and its value.
+        q_a, q_norm: The projection to the query's latent and its norm; None without one.
+        q_a_columns: [q_lora_rank] columns that the query's latent is made of.
+        kv_a: The projection to the latent and the shared key.
+        kv_norm: The latent's norm.
+        latent_columns, rope_columns: Columns of `kv_a` that hold either.
+    """
+
+    nope: int
+    rope: int
+    value: int
+    q_a: Linear | None
+    q_norm: NormFacts | None
+    q_a_columns: torch.Tensor
+    kv_a: Linear
+    kv_norm: NormFacts
+    latent_columns: torch.Tensor
+    rope_columns: torch.Tensor
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Widths of the query's latent (0 for none) and of the latent."""
+        return len(self.q_a_columns), len(self.latent_columns)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LatentAttention:
+    """Latent attention as the score product shows it.
+
+    Attributes:
+        mla: The latents.
+        query, key, value: The operands; `key` is the plain part alone.
+        scales: The factor that the operands carry, on rotated dimensions and on the others.
+        rope: The rotation.
+        input: What the latents are projected from.
+    """
+
+    mla: MlaFacts
+    query: Chain
+    key: Chain
+    value: Chain
+    scales: tuple[float, float]
+    rope: RopeFacts
+    input: Value
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Key:
+    """One head's entries of the key operand, in its order, and where they come from.
+
+    Attributes:
+        plain, turned: Places of the operand that hold the plain and the rotated part.
+        columns: [heads, plain]: columns of the expansion.
+        shared: [turned]: columns of the projection that all heads share.
+        factors: [width] at position 0.
+        rotation: [sequence, turned, turned] of the shared part.
+    """
+
+    expansion: Linear
+    projection: Linear
+    plain: torch.Tensor
+    turned: torch.Tensor
+    columns: torch.Tensor
+    shared: torch.Tensor
+    factors: torch.Tensor
+    rotation: torch.Tensor
+
+
+def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAttention:
+    """Read attention whose keys are made from several projections.
+
+    Args:
+        layer: The layer.
+        query: Operand of the score product.
+        key: The other one.
+        heads: Query heads.
+
+    Raises:
+        Refused: It is not the latent attention that has a label.
+    """
+    q = follow(layer, query, heads, "query", transposed=False)
+    v = follow(layer, layer.context.args[-1], heads, "value", transposed=False)
+    k = _read_key(layer, key, v.linear, heads)
+    rope = _read_rope(layer, q, k)
+    scales = _scales(layer, q, k)
+    if v.linear is not k.expansion or bool(((v.factors - 1.0).abs() > _EXACT).any()):
+        raise _refused(layer, "keys and values are not expanded by one projection")
+    if any(chain.norm is not None or chain.clip is not None for chain in (q, v)):
+        raise _refused(layer, "heads of queries or values are normed or clipped")
+    if any(rotation is not None for rotation in v.rotations):
+        raise _refused(layer, "the value is rotated by position")
+    latent, kv_norm = _normed_input(layer, k.expansion, "latent")
+    kv_a, latent_columns = _columns(layer, latent, "latent")
+    if kv_a is not k.projection:
+        raise _refused(layer, "the latent and the shared key have projections of their own")
+    q_a, q_norm, q_a_columns, source = _query_latent(layer, q)
+    if strip(kv_a.input) is not source:
+        raise _refused(layer, "queries and latents are projected from different values")
+    mla = MlaFacts(
+        nope=len(k.plain),
+        rope=len(k.turned),
+        value=v.columns.shape[1],
+        q_a=q_a,
+        q_norm=q_norm,
+        q_a_columns=q_a_columns,
+        kv_a=kv_a,
+        kv_norm=kv_norm,
+        latent_columns=latent_columns,
+        rope_columns=k.shared.sort().values,
+    )
+    plain = Chain(key, k.expansion, None, None, [], k.columns)
+    return LatentAttention(mla, q, plain, v, scales, rope, source)
+
+
+def _read_key(layer: Layer, operand: Value, expansion: Linear, heads: int) -> _Key:
+    """Probe the key with one of its two projections at a time, the other one silent."""
+    found = sources(layer, operand)
+    linears = [layer.linears.get(value) for value in found]
+    other = [lin for lin in linears if lin is not None and lin is not expansion]
+    if len(found) != 2 or len(other) != 1 or expansion not in linears:
+        raise _refused(layer, f"keys are made from {len(found)} values, not from two projections")
+    projection = other[0]
+    batch, sequence = layer.graph.tokens.shape
+    given = {expansion.output: 0.0, projection.output: 0.0}
+    path = layer.graph.path(list(given), operand)
+
+    def run(linear: Linear, values: torch.Tensor) -> torch.Tensor:
+        """[heads, sequence, width] of the first sequence."""
+        inputs = {value: torch.zeros(value.shape) for value in given}
+        inputs[linear.output] = values.expand(linear.output.shape)
+        try:
+            made = layer.graph.replay(path, inputs, operand)
+        except ReplayError as err:
+            raise _refused(layer, "keys pass an in-place change that cannot be followed") from err
+        return made.unflatten(0, (batch, heads))[0].transpose(-1, -2)
+
+    one, two = (run(lin, torch.ones(lin.rows))[:, 0] for lin in (expansion, projection))
+    plain, turned = (part[0] != 0 for part in (one, two))
+    if bool((plain == turned).any()) or not (plain.any() and turned.any()):
+        raise _refused(layer, "an entry of the keys is made from both projections, or from none")
+
+    def numbered(linear: Linear, factors: torch.Tensor) -> torch.Tensor:
+        numbers = torch.arange(1, linear.rows + 1, dtype=torch.float32)
+        return (run(linear, numbers)[:, 0] / factors).nan_to_num(0.0).round().long() - 1
+
+    shared = numbered(projection, two)[:, turned]
+    if bool((shared != shared[:1]).any()) or bool((two != two[:1]).any()):
+        raise _refused(layer, "the rotated part of the keys differs between heads")
+    places = turned.nonzero().flatten()
+    rotation = matrices(
+        lambda vector: run(projection, vector)[0][:, places],
+        shared[0],
+        projection.rows,
+        sequence,
+    )
+    if rotation is None:
+        raise _refused(layer, "no part of the keys is rotated")
+    return _Key(
+        expansion=expansion,
+        projection=projection,
+        plain=plain.nonzero().flatten(),
+        turned=places,
+        columns=numbered(expansion, one)[:, plain],
+        shared=shared[0],
+        factors=(one + two)[0],
+        rotation=rotation,
+    )
+
+
+def _read_rope(layer: Layer, query: Chain, key: _Key) -> RopeFacts:
+    """The rotation, the same on the turned part of queries and keys; nothing else turns."""
+    turning = [rotation for rotation in query.rotations if rotation is not None]
+    if len(turning) != 1:
+        raise _refused(layer, f"queries are rotated {len(turning)} times")
+    turned, plain, columns = key.turned, key.plain, query.columns[0]
+    whole = turning[0]
+    still = whole[:, plain][:, :, plain]
+    if (
+        bool((still != still[:1]).any())
+        or bool(whole[:, plain][:, :, turned].any())
+        or bool(whole[:, turned][:, :, plain].any())
+    ):
+        raise _refused(layer, "queries are rotated where keys are not")
+    first = read_rope(layer, whole[:, turned][:, :, turned], columns[turned])
+    second = read_rope(layer, key.rotation, key.shared)
+    if not first.agrees(second):
+        raise Refused("position", "queries and keys are rotated differently", where=layer.name)
+    if first.dim != len(turned):
+        raise _refused(layer, "a part of the shared key is not rotated")
+    heads = query.columns - query.columns[:, :1]
+    same = bool((heads == heads[:1]).all()) and bool((columns[plain].max() < columns[turned]).all())
+    for mine, theirs in ((columns[turned], key.shared), (columns[plain], key.columns[0])):
+        same = same and torch.equal(mine.argsort(), theirs.argsort())
+    within = key.columns - key.columns[:, :1]
+    if not same or not bool((within == within[:1]).all()):
+        raise _refused(layer, "the numbers of a head do not meet in the order plain, rotated")
+    return first
+
+
+def _scales(layer: Layer, query: Chain, key: _Key) -> tuple[float, float]:
+    """The factor of the operands on rotated and on plain dimensions."""
+    product = query.factors[0].double() * key.factors.double()
+    parts = product[key.turned], product[key.plain]
+    if any(bool(((part - part.mean()).abs() > 1e-5 * part.abs()).any()) for part in parts):
+        raise _refused(layer, "dimensions of q and k are scaled differently")
+    return float(parts[0].mean()), float(parts[1].mean())
+
+
+def _normed_input(layer: Layer, linear: Linear, what: str) -> tuple[Value, NormFacts]:
+    """What goes into the norm whose output `linear` is applied to."""
+    call = layer.norms.at(strip(linear.input))
+    if call is None:
+        raise _refused(layer, f"the {what} does not pass exactly one norm")
+    return call.input, call.facts
+
+
+def _query_latent(
+    layer: Layer, query: Chain
+) -> tuple[Linear | None, NormFacts | None, torch.Tensor, Value]:
+    """The query's latent: projection, norm, columns; and what it is projected from."""
+    source = strip(query.linear.input)
+    if source is layer.input or not _is_latent(layer, source):
+        return None, None, torch.empty(0, dtype=torch.long), source
+    value, norm = _normed_input(layer, query.linear, "query's latent")
+    q_a, columns = _columns(layer, value, "query's latent")
+    return q_a, norm, columns, strip(q_a.input)
+
+
+def _is_latent(layer: Layer, value: Value) -> bool:
+    """Whether a value is made from a projection of the layer, not from its input alone."""
+    stop = [layer.input, *layer.linears]
+    return any(parent in layer.linears for parent in layer.graph.ancestors(value, stop))
+
+
+def _columns(layer: Layer, value: Value, what: str) -> tuple[Linear, torch.Tensor]:
+    """The projection that `value` holds columns of, and which, unchanged and in order."""
+    made_from = [v for v in sources(layer, value) if v in layer.linears]
+    if value in layer.linears:
+        made_from = [value]
+    if len(made_from) != 1:
+        raise _refused(layer, f"the {what} is made from {len(made_from)} projections")
+    linear = layer.linears[made_from[0]]
+    numbers = torch.arange(linear.rows, dtype=torch.float32).expand(linear.output.shape)
+    path = layer.graph.path([linear.output], value)
+    try:
+        moved = layer.graph.replay(path, {linear.output: numbers}, value)
+    except ReplayError as err:
+        raise _refused(layer, f"the {what} passes a change that cannot be followed") from err
+    rows = moved.flatten(0, -2)
+    columns = rows[0].round().long()
+    if bool((rows != columns).any()) or not torch.equal(
+        columns, torch.arange(len(columns)) + columns[0]
+    ):
+        raise _refused(layer, f"the {what} does not hold numbers side by side")
+    return linear, columns
+
+
+def _refused(layer: Layer, problem: str) -> Refused:
+    return Refused(
+        "attention",
+        f"its latents have no label: {problem}",
+        where=layer.name,
+        hint="multi-head latent attention with one norm on each latent is expressed",
+    )

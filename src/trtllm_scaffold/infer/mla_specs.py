@@ -1,0 +1,130 @@
+"""Turns what was observed of latents into the spec of the attention axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.keys import SYNONYMS
+from trtllm_scaffold.infer.mla import MlaFacts
+from trtllm_scaffold.infer.norm import NormFacts
+from trtllm_scaffold.infer.rope import yarn_magnitude
+from trtllm_scaffold.infer.rotation import entries, explaining, score_scale
+from trtllm_scaffold.spec import MlaSpec, Quantity
+
+if TYPE_CHECKING:
+    from trtllm_scaffold.infer.specs import Builder
+    from trtllm_scaffold.infer.trace import Observation
+
+_MEASURED = 1e-3
+
+
+def build_mla(builder: Builder) -> MlaSpec:
+    """The spec of the latents.
+
+    Raises:
+        Refused: No key explains a width, or the softmax scale is another.
+    """
+
+    def read(observation: Observation) -> MlaFacts:
+        found = builder.at(observation).attention.mla
+        assert found is not None
+        return found
+
+    def width(name: str, which: str) -> Quantity:
+        return builder.fit(
+            f"attention.{name}", lambda o: _widths(read(o))[which], hints=SYNONYMS[name]
+        )
+
+    def q_norm(observation: Observation) -> NormFacts:
+        found = read(observation).q_norm
+        assert found is not None
+        return found
+
+    first = builder.first.attention
+    has_query = read(builder.observations[0]).q_a is not None
+    return MlaSpec(
+        q_lora_rank=width("q_lora_rank", "q_rank") if has_query else None,
+        kv_lora_rank=width("kv_lora_rank", "kv_rank"),
+        qk_nope_head_dim=width("qk_nope_head_dim", "nope"),
+        qk_rope_head_dim=width("qk_rope_head_dim", "rope"),
+        v_head_dim=width("v_head_dim", "value"),
+        q_norm=builder.norm("attention.q_norm.eps", q_norm) if has_query else None,
+        kv_norm=builder.norm("attention.kv_norm.eps", lambda o: read(o).kv_norm),
+        biases=_biases(first),
+        magnitude=_magnitude(builder),
+    )
+
+
+def latent_scale(mla: MlaSpec) -> Quantity:
+    """The softmax scale: TensorRT-LLM's module computes it from the same numbers."""
+    nope, rope = mla.qk_nope_head_dim, mla.qk_rope_head_dim
+    root = f"({nope.expr} + {rope.expr}) ** -0.5"
+    expr = root if mla.magnitude == 1.0 else f"{mla.magnitude!r} ** 2 * {root}"
+    return Quantity(mla.magnitude**2 * (nope.value + rope.value) ** -0.5, expr)
+
+
+def head_width(mla: MlaSpec) -> Quantity:
+    """Both parts of a head."""
+    nope, rope = mla.qk_nope_head_dim, mla.qk_rope_head_dim
+    return Quantity(nope.value + rope.value, f"{nope.expr} + {rope.expr}")
+
+
+def _widths(mla: MlaFacts) -> dict[str, int]:
+    q_rank, kv_rank = mla.ranks
+    parts = {"nope": mla.nope, "rope": mla.rope, "value": mla.value}
+    return {"q_rank": q_rank, "kv_rank": kv_rank, **parts}
+
+
+def _biases(facts: AttentionFacts) -> tuple[str, ...]:
+    """Names of the projections that add a bias."""
+    mla = facts.mla
+    assert mla is not None
+    linears = {
+        "q_a": mla.q_a,
+        "q" if mla.q_a is None else "q_b": facts.query.linear,
+        "kv_a": mla.kv_a,
+        "kv_b": facts.value.linear,
+        "o": facts.output,
+    }
+    return tuple(name for name, linear in linears.items() if linear and linear.bias is not None)
+
+
+def _settings(config: Any, facts: AttentionFacts) -> Mapping[str, Any]:
+    assert facts.rope is not None
+    name = next(explaining(config, facts.rope), None)
+    return entries(config)[name] if name is not None else {}
+
+
+def _said(settings: Mapping[str, Any]) -> float:
+    """YaRN's magnitude for ``mscale_all_dim``, whatever the type of the scaling is called."""
+    weight = settings.get("mscale_all_dim")
+    if settings.get("rope_type", "default") == "default" or not weight:
+        return 1.0
+    return yarn_magnitude(float(settings.get("factor") or 1.0), float(weight))
+
+
+def _magnitude(builder: Builder) -> float:
+    """The magnitude in the softmax scale, which the rope settings must explain.
+
+    Raises:
+        Refused: The scale is neither plain nor that of the settings.
+    """
+    for observation in builder.observations:
+        facts = builder.at(observation).attention
+        seen = score_scale(observation.config, facts)
+        wanted = _said(_settings(observation.config, facts)) ** 2 * facts.head_dim**-0.5
+        if abs(seen - wanted) > _MEASURED * wanted:
+            raise Refused(
+                "attention.scale",
+                f"scores are scaled by {seen:g} where the widths and the rope settings make "
+                f"{wanted:g}",
+                where=builder.first.layer.name,
+                hint="TensorRT-LLM's module for latent attention computes the scale by itself",
+            )
+    rope = builder.first.attention.rope
+    assert rope is not None
+    name = next(explaining(builder.observations[0].config, rope), "")
+    return _said(entries(builder.fitter.real_config).get(name, {}))

@@ -1,0 +1,79 @@
+"""Reads one layer of experts: its parts from one recorded call, its router by observation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from trtllm_scaffold.infer.experts import Parts, read_parts, refused
+from trtllm_scaffold.infer.moe_block import EXACT, Block, MoeFacts, difference, tensor_names
+from trtllm_scaffold.infer.record import record_module
+from trtllm_scaffold.infer.routed import Routed
+from trtllm_scaffold.infer.router_fit import weights_on_input, weights_on_output
+
+__all__ = ["MoeFacts", "check_recorded", "is_like", "read_moe"]
+
+#: Tokens of the recorded call, of the fit, of the final comparison, and of that of a layer that
+#: is like another.
+_TRACED, _FITTED, _COMPARED, _REPEATED = 96, 2048, 4096, 512
+
+
+def read_moe(module: nn.Module, name: str, width: int) -> MoeFacts:
+    """Find the formula of a layer of experts and hold it against thousands of random tokens.
+
+    Args:
+        module: The module, every parameter random.
+        name: Its name.
+        width: hidden_size.
+
+    Raises:
+        Refused: A part has no label, no formula explains the output, or several do.
+    """
+    block = Block(module, name, width)
+    graph = record_module(module, block.tokens(_TRACED, 0)[None])
+    parts = read_parts(graph, name)
+    x = block.tokens(_FITTED, 1)
+    with block.changed(_at_unit_size(block, parts, x)):
+        found = weights_on_output(block, parts, x) or weights_on_input(block, parts, x)
+    if found is None:
+        raise refused(name, "its output is no weighted sum of its experts' outputs")
+    facts = replace(found, compared=_COMPARED)
+    error = difference(facts, block, block.tokens(_COMPARED, 2))
+    if error > EXACT:
+        raise refused(name, f"the formula found misses its output by {error:.1g}")
+    return facts
+
+
+def check_recorded(facts: MoeFacts, routed: Routed) -> None:
+    """Hold the formula against the call inside the model, where a module may get more to see.
+
+    Raises:
+        Refused: It does not explain that output.
+    """
+    width = routed.linear.rows
+    block = Block(routed.module, facts.name, width)
+    x, seen = (v.data.reshape(-1, width) for v in (routed.input, routed.output))
+    error = difference(facts, block, x, seen)
+    if error > EXACT:
+        raise refused(
+            facts.name,
+            f"called alone it follows a formula that misses its output in the model by {error:.1g}",
+        )
+
+
+def is_like(facts: MoeFacts, module: nn.Module, width: int) -> bool:
+    """Whether another module of experts is explained by the same formula."""
+    block = Block(module, "", width)
+    names = tensor_names(facts.parts)
+    known = dict(block.module.named_parameters()).keys()
+    if not names <= block.held.keys() or known - names:
+        return False
+    return difference(facts, block, block.tokens(_REPEATED, 3)) <= EXACT
+
+
+def _at_unit_size(block: Block, parts: Parts, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The router's matrix at a scale at which no score is near its bounds, and no weight tiny."""
+    name = parts.router.weight[0].name
+    return {name: block.held[name] / block.logits(parts, x).std()}

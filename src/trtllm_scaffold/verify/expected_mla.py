@@ -1,0 +1,67 @@
+"""Which parameters latent attention must fill, and the small sizes of its load proof."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.sources.json_file import shown
+
+#: Answers with the widths of latents; `q_lora_rank` is 0 where queries have none.
+SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+#: Odd, and no two alike: a tensor that lies another way shows.
+_SMALL = dict(zip(SIZES, (7, 9, 5, 6, 3), strict=True))
+
+#: Shape of a canonical parameter, and whether it is cut by heads along dimension 0 or 1.
+Row = tuple[str, tuple[int, ...], int | None]
+
+
+def is_latent(answers: Mapping[str, Any]) -> bool:
+    """Whether the port has latent attention."""
+    return answers.get("attention_kind") == "MLA"
+
+
+def read_latent_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
+    """The widths among recorded answers; none without latent attention.
+
+    Raises:
+        InputError: If one is no width.
+    """
+    if not is_latent(answers):
+        return {}
+    sizes = {}
+    for name in SIZES:
+        value = answers.get(name)
+        least = 0 if name == "q_lora_rank" else 1
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+            raise InputError(
+                f"the answer {name} is {shown(value)}, not a width", where=".copier-answers.yml"
+            )
+        sizes[name] = value
+    return sizes
+
+
+def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The widths of a small model of the same kind; none without latent attention."""
+    if "kv_lora_rank" not in sizes:
+        return {}
+    return {**_SMALL, "q_lora_rank": _SMALL["q_lora_rank"] if sizes["q_lora_rank"] else 0}
+
+
+def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
+    """Every parameter of one layer's attention, by its name in there."""
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    rank, q_rank = sizes["kv_lora_rank"], sizes["q_lora_rank"]
+    nope, rope, value = (sizes[name] for name in SIZES[2:])
+    if q_rank:
+        yield "q_a_proj.weight", (q_rank, hidden), None
+        yield "q_a_layernorm.weight", (q_rank,), None
+    query = "q_b_proj" if q_rank else "q_proj"
+    yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
+    yield "kv_a_proj.weight", (rank + rope, hidden), None
+    yield "kv_a_layernorm.weight", (rank,), None
+    yield "k_b_proj.weight", (heads * nope, rank), 0
+    yield "v_b_proj.weight", (heads * value, rank), 0
+    yield "o_proj.weight", (hidden, heads * value), 1

@@ -1,0 +1,96 @@
+"""Latent attention from a configuration to a proven port, and faults that the proof must find."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.pipeline import NewResult, new_port
+from trtllm_scaffold.sources import load_path
+from trtllm_scaffold.verify.prove import prove_port
+
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 128,
+    "q_lora_rank": 88,
+    "kv_lora_rank": 72,
+    "qk_nope_head_dim": 40,
+    "qk_rope_head_dim": 24,
+    "v_head_dim": 48,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0 + 0.1 * j for j in range(12)],
+    "long_factor": [1.0 + 0.3 * j for j in range(12)],
+}
+
+
+def make(
+    folder: Path, trtllm: str, architecture: str, model_type: str, **changes: Any
+) -> NewResult:
+    source = folder / "source" / "config.json"
+    source.parent.mkdir()
+    plain = {"architectures": [architecture], "model_type": model_type}
+    source.write_text(json.dumps({**plain, **SIZES, **changes}))
+    return new_port(load_path(source), folder / "port", trtllm=trtllm, prove=True)
+
+
+def check(result: NewResult) -> None:
+    assert result.passed, [c.to_json() for c in result.checks if c.status == "failed"]
+    names = {item.name for item in result.checks if item.status == "passed"}
+    assert {"load", "parity fp32 decode", "parity fp32 chunked prefill"} <= names
+    assert {"parallel TP 2", "parallel PP 2", "meta initialisation", "LoRA threading"} <= names
+
+
+@pytest.mark.slow
+def test_longrope_without_a_query_latent_on_1_4_alone(tmp_path: Path) -> None:
+    given = {"q_lora_rank": None, "rope_parameters": LONGROPE}
+    with pytest.raises(Refused, match="attention.latent_scaling: 'longrope'"):
+        make(tmp_path, "1.2", "MiniCPM3ForCausalLM", "minicpm3", **given)
+    (tmp_path / "source" / "config.json").unlink()
+    (tmp_path / "source").rmdir()
+    check(make(tmp_path, "1.4", "MiniCPM3ForCausalLM", "minicpm3", **given))
+
+
+#: File of the port, what stands there, and the mistake.
+FAULTS = (
+    ("weights_youtu.py", "for second in (0, 1)]", "for second in (1, 0)]"),
+    ("weights_youtu.py", "mine.transpose(1, 2)", "mine.flip(0).transpose(1, 2)"),
+    ("modeling_youtu.py", "self.kv_a_layernorm.variance_epsilon = 1e-06", "pass"),
+    ("configuration_youtu.py", '("mscale", "mscale_all_dim")', '("mscale",)'),
+)
+
+
+@pytest.mark.slow
+def test_yarn_is_proven_and_faults_are_found(tmp_path: Path) -> None:
+    given = {"rope_interleave": False, "rope_parameters": YARN}
+    result = make(tmp_path, "1.2", "YoutuForCausalLM", "youtu", **given)
+    check(result)
+    for name, right, wrong in FAULTS:
+        path = result.port / "youtu_trtllm" / name
+        text = path.read_text()
+        assert text.count(right) == 1, right
+        path.write_text(text.replace(right, wrong))
+        report = prove_port(result.port, tp=(1,), dtype="float32", runtime="standin")
+        path.write_text(text)
+        failed = {item.name for item in report.checks if item.status == "failed"}
+        assert any(item.startswith("parity fp32") for item in failed), (wrong, failed)
