@@ -90,7 +90,7 @@ def test_layers_are_compared_for_the_plot(report):
 
 
 def test_progress_is_told(report, told):
-    assert "pipeline parallel 2" in told
+    assert "parallel PP 2" in told
 
 
 @pytest.mark.parametrize("fault", faults.DYNAMIC, ids=lambda fault: fault.name)
@@ -106,6 +106,7 @@ def test_a_fault_is_caught_and_located(fault, tmp_path, pool):
 
 def test_heads_that_do_not_split_are_skipped_with_its_reason(pools):
     from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
+    from trtllm_scaffold.verify.split import Split
     from trtllm_scaffold.verify.parity import make_case
     from trtllm_scaffold.verify.port_module import import_port
     from trtllm_scaffold.verify.runtime import start_runtime
@@ -115,7 +116,7 @@ def test_heads_that_do_not_split_are_skipped_with_its_reason(pools):
     import_port(package)
     with make_case(faults.SAMPLE / "tests/configs/tiny.json", package) as case:
         jobs = jobs_for([case], "standin", "1.2")
-        check = check_parallel(None, jobs, tp_size=8)
+        check = check_parallel(None, jobs, Split(tp_size=8))
         assert check.status == "skipped" and "4 heads cannot be split 8 ways" in check.reason
 
 

@@ -74,6 +74,8 @@ def plan_attention(spec: ModelSpec) -> Answers:
     window, condition = _window(spec)
     constant(spec, "attention", _without_window)
     norm, clip = attention.qk_norm, attention.qkv_clip
+    if attention.clips_normed and norm and norm.when == "after_rope":
+        raise Refused("attention.qkv_clip", "queries and keys are clipped behind norm and rotation")
     native = _native_qk_norm(spec)
     return {
         "attention_kind": attention.kind,
@@ -88,6 +90,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_reference": is_reference(spec),
         "attention_softcap": code(attention.softcap),
         "attention_clip": code(clip),
+        "attention_clips_normed": attention.clips_normed,
         "attention_sinks": attention.sinks,
         "output_norm": attention.output_norm is not None,
         "qk_norm": norm.scope if norm else "",

@@ -73,6 +73,16 @@ def dense_kind(spec: ModelSpec) -> LayerKind | None:
     return kinds[0] if kinds else None
 
 
+def dense_width(spec: ModelSpec) -> str:
+    """The attribute with the width of dense layers.
+
+    Beside experts `intermediate_size` may be theirs: then the dense width has another name.
+    """
+    dense = dense_kind(spec)
+    own = dense is None or dense.mlp.intermediate_size.expr == "config.intermediate_size"
+    return "intermediate_size" if own or not expert_sizes(spec) else "dense_intermediate_size"
+
+
 def plain_mlp(spec: ModelSpec) -> MlpSpec | None:
     """The feed-forward that is a module of its own: of dense layers, or of shared experts."""
     dense, experts = dense_kind(spec), experts_kind(spec)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
-from trtllm_scaffold.plan.moe import dense_kind, expert_sizes
+from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
@@ -24,7 +24,7 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
     }
     dense = dense_kind(spec)
     if dense is not None:
-        sizes["intermediate_size"] = dense.mlp.intermediate_size
+        sizes[dense_width(spec)] = dense.mlp.intermediate_size
     sizes.update(expert_sizes(spec))
     if spec.embedding.projection or spec.head.projection:
         sizes["embedding_size"] = spec.embedding.dim
@@ -38,9 +38,11 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     recorded: Answers = {name: int(size.value) for name, size in sizes.items()}
     recorded.setdefault("embedding_size", int(spec.hidden_size.value))
-    recorded.setdefault("intermediate_size", int(spec.layer.mlp.intermediate_size.value))
+    widest = dense_kind(spec) or spec.layer
+    recorded.setdefault("intermediate_size", int(widest.mlp.intermediate_size.value))
     return {
-        **recorded,
+        **{name: size for name, size in recorded.items() if name != "dense_intermediate_size"},
+        "dense_width": dense_width(spec),
         "dtype": spec.dtype,
         "canonical_names": list(assigned),
         "canonical_exprs": list(assigned.values()),

@@ -71,7 +71,7 @@ class Setup:
         backend: Name of the attention backend.
         dtype: Of the weights, the activations and the cache.
         device: ``cpu`` or ``cuda``.
-        mapping: Arguments of the runtime's ``Mapping``: world_size, rank, tp_size, pp_size.
+        mapping: Arguments of the runtime's ``Mapping``: world_size, rank, tp_size and so on.
         room: Tokens that the cache holds of each sequence; `max_seq_len` where it is None.
     """
 
@@ -173,6 +173,8 @@ class Driver:
         """
         with torch.inference_mode():
             metadata = self.metadata(pieces)
+            if self.model.model_config.mapping.enable_attention_dp:
+                metadata.all_rank_num_tokens = _tokens_of_all_ranks(pieces)
             metadata.prepare()
             tokens, positions = self.packed(pieces)
             logits = self.model.forward(
@@ -230,6 +232,14 @@ class Driver:
             mapping=config.mapping,
             dtype=getattr(self.api.DataType, _CACHE_TYPES[self.setup.dtype]),
         )
+
+
+def _tokens_of_all_ranks(pieces: Sequence[Piece]) -> list[int]:
+    """How many tokens each rank's batch has: the executor gathers the numbers, as here."""
+    own = torch.tensor([sum(len(piece.tokens) for piece in pieces)])
+    found = [torch.zeros_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, own)
+    return [int(count) for count in found]
 
 
 def _tokens_per_block(setup: Setup) -> int:

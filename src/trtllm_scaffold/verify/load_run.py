@@ -38,7 +38,8 @@ def run_port(
 ) -> dict[str, Any]:
     """The port's own function, with the attributes that `canonicalize` guarantees."""
     sparse = sparse_layers(port.answers)
-    known = {} if sparse is None else {"sparse_layers": sparse}
+    known: dict[str, Any] = {} if sparse is None else {"sparse_layers": sparse}
+    known["dense_intermediate_size"] = sizes["intermediate_size"]  # its name beside experts
     config = SimpleNamespace(**{**port.config, **sizes, **known})
     try:
         found = table.canonical_weights(arrays, config)

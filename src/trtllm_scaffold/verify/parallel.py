@@ -26,6 +26,7 @@ from trtllm_scaffold.verify.port_module import (
 from trtllm_scaffold.verify.report import Check, skipped, verdict
 from trtllm_scaffold.verify.runtime import start_runtime
 from trtllm_scaffold.verify.scenarios import mixed
+from trtllm_scaffold.verify.split import Split
 
 #: Largest difference between one process and several, relative to max(1, max |logit|).
 BOUND = 1e-4
@@ -46,8 +47,7 @@ class Job:
         checkpoint: Folder with the checkpoint of it.
         max_seq_len: Of the engine.
         sequences: Token ids of the sequences of the mixed batch.
-        tp_size, pp_size: The split; their product is the number of ranks.
-        ep_size: Of the tp_size ranks, how many divide the experts; the rest divide their width.
+        split: How the ranks divide the model.
         clear: How many positions of each sequence come before its routers' first close call.
         rendezvous: A file that does not exist yet, where the ranks meet.
     """
@@ -59,20 +59,21 @@ class Job:
     checkpoint: Path
     max_seq_len: int
     sequences: tuple[tuple[int, ...], ...]
-    tp_size: int = 1
-    pp_size: int = 1
-    ep_size: int = 1
+    split: Split = Split()
     clear: tuple[int, ...] = ()
     rendezvous: str = ""
 
 
 def run_rank(job: Job, rank: int) -> list[tuple[int, int, Any]] | None:
-    """Run the mixed batch as one rank; the last rank returns its logits as numpy arrays."""
+    """Run the mixed batch as one rank; the last rank returns its logits as numpy arrays.
+
+    Under attention data parallelism each does: the ranks begin at different sequences.
+    """
     import datetime
 
     import torch.distributed as dist
 
-    world = job.tp_size * job.pp_size
+    world = job.split.ranks
     if world > 1:
         dist.init_process_group(
             "gloo",
@@ -89,7 +90,7 @@ def run_rank(job: Job, rank: int) -> list[tuple[int, int, Any]] | None:
     finally:
         if world > 1:
             dist.destroy_process_group()
-    if rank != world - 1:
+    if rank != world - 1 and not job.split.attention_dp:
         return None
     return [(who, start, logits.numpy()) for who, start, logits in results]
 
@@ -98,41 +99,37 @@ def _logits(job: Job, rank: int) -> list[tuple[int, int, torch.Tensor]]:
     start_runtime(job.runtime, job.generation)
     import_port(job.package)
     sequences = [torch.tensor(tokens) for tokens in job.sequences]
-    mapping = {
-        "world_size": job.tp_size * job.pp_size,
-        "rank": rank,
-        "tp_size": job.tp_size,
-        "pp_size": job.pp_size,
-    }
-    if job.ep_size > 1:
-        mapping |= {"moe_ep_size": job.ep_size, "moe_tp_size": job.tp_size // job.ep_size}
-    setup = Setup(job.max_seq_len, mapping=mapping, room=max(len(tokens) for tokens in sequences))
+    turn = rank if job.split.attention_dp else 0
+    own = sequences[turn:] + sequences[:turn]
+    room = max(len(tokens) for tokens in sequences)
+    setup = Setup(job.max_seq_len, mapping=job.split.mapping(rank), room=room)
     weights = read_checkpoint(job.checkpoint)
     model = build_model(load_config(job.config), weights, setup)
     with Driver(model, setup) as driver:
-        return list(mixed(driver, sequences))
+        found = list(mixed(driver, own))
+    return [((who + turn) % len(own), start, logits) for who, start, logits in found]
 
 
 def check_split(
     pool: WorkerPool,
     job: Job,
     expected: Sequence[tuple[int, int, torch.Tensor]],
-    *,
-    tp_size: int,
-    pp_size: int,
-    ep_size: int = 1,
+    split: Split,
 ) -> tuple[float, str]:
     """Largest relative error of the split against `expected`, and why it failed if it did."""
     with tempfile.TemporaryDirectory() as folder:
-        split = {"tp_size": tp_size, "pp_size": pp_size, "ep_size": ep_size}
-        job = replace(job, **split, rendezvous=str(Path(folder) / "rendezvous"))  # type: ignore[arg-type]
-        ranks = [{"job": job, "rank": rank} for rank in range(tp_size * pp_size)]
+        job = replace(job, split=split, rendezvous=str(Path(folder) / "rendezvous"))
+        ranks = [{"job": job, "rank": rank} for rank in range(split.ranks)]
         try:
-            results = pool.run("trtllm_scaffold.verify.parallel:run_rank", ranks)[-1]
+            answers = pool.run("trtllm_scaffold.verify.parallel:run_rank", ranks)
         except CheckFailed as error:
             return float("inf"), str(error)
+    whole = _whole(expected)
     worst = 0.0
-    for (who, start, logits), (_, _, value) in zip(results, expected, strict=True):
+    for who, start, logits in (part for answer in answers for part in answer or ()):
+        value = whole[who][start : start + len(logits)]
+        if start >= len(whole[who]):  # in another's place a sequence decodes one token more
+            continue
         if tuple(logits.shape) != tuple(value.shape):
             return float("inf"), (
                 f"sequence {who} position {start}: logits {tuple(logits.shape)}, "
@@ -144,35 +141,34 @@ def check_split(
     return worst, "" if worst <= BOUND else f"logits differ by {worst:.2e}, allowed {BOUND:.0e}"
 
 
+def _whole(parts: Sequence[tuple[int, int, torch.Tensor]]) -> dict[int, torch.Tensor]:
+    """Logits of whole sequences, [n, vocab_size] each, from (sequence, first position, logits)."""
+    pieces: dict[int, list[torch.Tensor]] = {}
+    for who, _, logits in sorted(parts, key=lambda part: part[:2]):
+        pieces.setdefault(who, []).append(logits)
+    return {who: torch.cat(logits) for who, logits in pieces.items()}
+
+
 def check_parallel(
     pool: WorkerPool,
     jobs: Sequence[tuple[Job, Any, Sequence[tuple[int, int, torch.Tensor]]]],
-    *,
-    tp_size: int,
-    pp_size: int = 1,
-    ep_size: int = 1,
+    split: Split,
 ) -> Check:
     """Compare the split with one process for every tiny configuration that it can split.
 
     Args:
-        pool: Has at least tp_size * pp_size workers.
+        pool: Has at least as many workers as the split has ranks.
         jobs: (what to run, its HF configuration, one process's logits) per configuration.
-        tp_size: Ranks that share each layer.
-        pp_size: Ranks that share the layers out.
-        ep_size: Ranks among the tp_size that share the experts out instead of their width.
+        split: How the ranks divide the model.
     """
-    name = f"parallel TP {tp_size}" if pp_size == 1 else f"parallel PP {pp_size}"
-    if ep_size > 1:
-        name = f"parallel EP {ep_size}"
+    name = split.name
     problems, errors, passed_over = [], {}, {}
     for job, config, expected in jobs:
-        obstacle = _obstacle(config, tp_size, pp_size, ep_size)
+        obstacle = split.obstacle(config)
         if obstacle:
             passed_over[job.config.name] = obstacle
             continue
-        error, reason = check_split(
-            pool, job, expected, tp_size=tp_size, pp_size=pp_size, ep_size=ep_size
-        )
+        error, reason = check_split(pool, job, expected, split)
         errors[job.config.name] = error
         if reason:
             problems.append(f"{job.config.name}: {reason}")
@@ -185,23 +181,6 @@ def check_parallel(
         **({"not_split": passed_over} if passed_over else {}),
     }
     return verdict(name, problems, measured=measured, bound={"relative_error": BOUND})
-
-
-def _obstacle(config: Any, tp_size: int, pp_size: int, ep_size: int = 1) -> str:
-    """Why the runtime itself cannot split `config` so, empty where it can."""
-    heads = int(config.num_attention_heads)
-    if heads % tp_size:
-        return f"{heads} heads cannot be split {tp_size} ways"
-    width, experts = (
-        getattr(config, name, None) for name in ("moe_intermediate_size", "num_experts")
-    )
-    if isinstance(width, int) and width % (tp_size // ep_size):
-        return f"experts of width {width} cannot be split {tp_size // ep_size} ways"
-    if isinstance(experts, int) and experts % ep_size:
-        return f"{experts} experts cannot be shared out {ep_size} ways"
-    if int(config.num_hidden_layers) < pp_size:
-        return f"{config.num_hidden_layers} layers cannot be split {pp_size} ways"
-    return ""
 
 
 def jobs_for(

@@ -140,6 +140,7 @@ def _hf_model(config: Any, dtype: torch.dtype) -> torch.nn.Module:
 
     config = copy.deepcopy(config)
     config.use_cache = False
+    config._experts_implementation = "eager"  # expert by expert; of no meaning to dense models
     config.torch_dtype = dtype  # the spelling that transformers 4 and 5 both know
     try:
         model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")

@@ -14,6 +14,7 @@ from trtllm_scaffold.verify.contract import generations_to_check
 from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
 from trtllm_scaffold.verify.port_files import PortFiles, read_port
 from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipped, verdict
+from trtllm_scaffold.verify.split import Split
 
 Progress = Callable[[str], Any]
 
@@ -225,10 +226,8 @@ class _Proof:
     def _parallel(
         self, workers: WorkerPool | None, cases: Sequence[Any], runtime: str
     ) -> list[Check]:
-        sizes = sorted({size for size in self.tp if size > 1})
-        names = [f"parallel TP {size}" for size in sizes] + ["parallel PP 2"]
-        experts = sizes if self.files.answers.get("moe") else []
-        names[-1:-1] = [f"parallel EP {size}" for size in experts]
+        splits = self._splits()
+        names = [split.name for split in splits]
         if workers is None or runtime != "standin":
             return [skipped(name, _NO_RANKS) for name in names]
         from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
@@ -240,14 +239,19 @@ class _Proof:
             text = f"one process fails already: {finding(error, self.files.package)}"
             return [verdict(name, [text]) for name in names]
         checks = []
-        for size in sizes:
-            self.tell(f"tensor parallel {size}")
-            checks.append(check_parallel(workers, jobs, tp_size=size))
-        for size in experts:
-            self.tell(f"expert parallel {size}")
-            checks.append(check_parallel(workers, jobs, tp_size=size, ep_size=size))
-        self.tell("pipeline parallel 2")
-        return [*checks, check_parallel(workers, jobs, tp_size=1, pp_size=2)]
+        for split in splits:
+            self.tell(split.name)
+            checks.append(check_parallel(workers, jobs, split))
+        return checks
+
+    def _splits(self) -> list[Split]:
+        """Tensor parallelism, experts shared out and attention data parallelism, pipelines."""
+        sizes = sorted({size for size in self.tp if size > 1})
+        splits = [Split(tp_size=size) for size in sizes]
+        if self.files.answers.get("moe"):
+            splits += [Split(tp_size=size, ep_size=size) for size in sizes]
+            splits += [Split(tp_size=size, ep_size=size, attention_dp=True) for size in sizes[:1]]
+        return [*splits, Split(pp_size=2)]
 
 
 def _device_name(device: str) -> str:
