@@ -76,7 +76,12 @@ class Crowd(nn.Module):
         out = torch.zeros_like(flat)
         for number, branch in enumerate(self.gates):
             token, place = torch.where(picked == number)
-            if len(token):
+            if config.crowd == "every expert":  # runs on every token
+                share = torch.zeros_like(flat[:, :1]).index_add(
+                    0, token, weights[token, place, None]
+                )
+                out = out + branch(flat) * share
+            elif len(token):
                 out[token] += branch(flat[token]) * weights[token, place, None]
         if config.crowd == "identity":
             token, place = torch.where(picked == config.branches)

@@ -22,8 +22,9 @@ def spec_of(**changes: Any) -> ModelSpec:
     return infer(Sources(crowd(**changes), "fork", None, None, Path()), CLASSES)
 
 
-def test_misleading_names_change_nothing() -> None:
-    spec = spec_of()
+@pytest.mark.parametrize("way", ["plain", "every expert"])
+def test_misleading_names_change_nothing(way: str) -> None:
+    spec = spec_of(crowd=way)
     moe, mlp = spec.layer.moe, spec.layer.mlp
     assert moe is not None and moe.shared is None and moe.weight_on == "output"
     router = moe.router

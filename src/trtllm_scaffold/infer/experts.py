@@ -112,7 +112,7 @@ def read_parts(graph: Graph, where: str) -> Parts:
     products = find_products(graph)
     choice, router = _choice(graph, products, where)
     chains = _chains(products, router)
-    routed = [chain for chain in chains if _is_routed(graph, chain, router)]
+    routed = _routed(graph, chains, router)
     shared = [chain for chain in chains if chain not in routed]
     used = {router, *(product for chain in chains for product in (chain.down, *chain.first))}
     others = [product for product in products.values() if product not in used]
@@ -205,6 +205,13 @@ def _chains(products: Mapping[Value, Product], router: Product) -> list[_Chain]:
     return chains
 
 
+def _routed(graph: Graph, chains: Sequence[_Chain], router: Product) -> list[_Chain]:
+    """The experts' chains: those of chosen tokens, or as many numbered ones as can be chosen."""
+    found = [chain for chain in chains if _is_routed(graph, chain, router)]
+    numbered = [chain for chain in chains if len(_numbers(chain)) == 1]
+    return found or (numbered if len(numbered) == router.rows else [])
+
+
 def _is_routed(graph: Graph, chain: _Chain, router: Product) -> bool:
     """Whether it is an expert's: of a part of a parameter, or applied to chosen tokens."""
     if any(product.weight.holding != "whole" for product in (*chain.first, chain.down)):
@@ -226,13 +233,18 @@ def _experts(graph: Graph, routed: list[_Chain], experts: int, where: str) -> Fe
         return _feed_forward(graph, largest, [largest], where)
     numbered: dict[int, _Chain] = {}
     for chain in routed:
-        numbers = {int(n) for name in _names(chain) for n in _NUMBER.findall(name)}
+        numbers = _numbers(chain)
         if len(numbers) != 1 or numbers & set(numbered):
             raise refused(where, f"the expert of {chain.down.weight.name} cannot be told")
         numbered[numbers.pop()] = chain
     if sorted(numbered) != list(range(experts)):
         raise refused(where, f"the router has {experts} outputs, but {len(numbered)} experts ran")
     return _feed_forward(graph, largest, [numbered[e] for e in range(experts)], where)
+
+
+def _numbers(chain: _Chain) -> set[int]:
+    """The numbers in the names of its parameters."""
+    return {int(n) for name in _names(chain) for n in _NUMBER.findall(name)}
 
 
 def _names(chain: _Chain) -> list[str]:
