@@ -85,7 +85,10 @@ class NewResult:
         }
 
 
-def _classes(sources: Sources, trust_remote_code: bool, allow_unproven: bool = False) -> HFClasses:
+def hf_classes(
+    sources: Sources, trust_remote_code: bool, allow_unproven: bool = False
+) -> HFClasses:
+    """The classes of `sources`; Refused where nothing can be run."""
     from trtllm_scaffold.sources.hf_class import resolve_classes
 
     classes = resolve_classes(
@@ -113,10 +116,10 @@ def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspecti
     """Infers what the model of `sources` is; nothing is written."""
     from trtllm_scaffold.infer import infer
 
-    return Inspection(infer(sources, _classes(sources, trust_remote_code)), sources.hf_id)
+    return Inspection(infer(sources, hf_classes(sources, trust_remote_code)), sources.hf_id)
 
 
-def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
+def owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
     """The JSON documents of a port that the CLI owns, by path."""
     from trtllm_scaffold.infer.shrink import shrink
 
@@ -161,7 +164,7 @@ def new_port(
         InputError: `dest` is not free, or the sources disagree.
     """
     check_destination(dest, force=force)
-    classes = _classes(sources, trust_remote_code, allow_unproven)
+    classes = hf_classes(sources, trust_remote_code, allow_unproven)
     if prove and not dry_run:
         from trtllm_scaffold.verify.pool import warm_up
 
@@ -173,7 +176,7 @@ def new_port(
     names = port_names(spec, name, package)
     plan = plan_port(spec, names, trtllm)
     progress(f"rendering {names.package}")
-    with rendered_aside(plan.answers, _owned_files(sources, spec, classes), dest) as port:
+    with rendered_aside(plan.answers, owned_files(sources, spec, classes), dest) as port:
         result = NewResult(dest, names.package, plan.support, files=_files(port))
         if dry_run:
             return result
