@@ -206,7 +206,8 @@ def _write(port: Path, changes: Iterable[Change]) -> None:
             _put(port, change.path, change.after)
     except BaseException:
         for change in reversed(done):
-            _put(port, change.path, change.before)
+            with contextlib.suppress(OSError):  # the one that failed may have nothing to undo
+                _put(port, change.path, change.before)
         raise
 
 

@@ -25,6 +25,7 @@ def require_clean(port: Path) -> None:
     require_git("update")
     try:
         tracked = text("ls-files", "--", ANSWERS, cwd=port, user=True)
+        prefix = text("rev-parse", "--show-prefix", cwd=port, user=True)
         changed = git("status", "--porcelain", "-z", "--", ".", cwd=port, user=True)
     except GitFailed as error:
         reason = "not in a git repository" if "not a git repo" in str(error) else str(error)
@@ -33,7 +34,8 @@ def require_clean(port: Path) -> None:
             where=str(port),
             hint=f"cd {port} && {_COMMIT}",
         ) from error
-    names = [entry[3:].decode("utf-8", "replace") for entry in changed.split(b"\0") if entry]
+    entries = [entry[3:].decode("utf-8", "replace") for entry in changed.split(b"\0") if entry]
+    names = [entry.removeprefix(prefix) or "all of it" for entry in entries]
     if names:
         shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
         raise InputError(
