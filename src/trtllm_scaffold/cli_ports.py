@@ -54,11 +54,11 @@ def update(
     from trtllm_scaffold import console_ports
     from trtllm_scaffold.lifecycle.derive import deriver
     from trtllm_scaffold.lifecycle.history import open_history
+    from trtllm_scaffold.lifecycle.record import read_record
     from trtllm_scaffold.lifecycle.update import apply_update, plan_update
     from trtllm_scaffold.lifecycle.worktree import require_clean
 
-    if port.is_dir():
-        require_clean(port)  # before the long part
+    require_clean(read_record(port).root)  # before the long part
     derive = deriver(checkpoint, trust_remote_code, console.progress)
     with open_history() as history:
         plan = plan_update(port, history, derive, None if trtllm is None else trtllm.value)

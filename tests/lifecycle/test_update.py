@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return repository
 
 
+@pytest.fixture(scope="module")
+def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A port of v0.1.0."""
+    return make_port(root, "v0.1.0", "llama", "1.2", tmp_path_factory.mktemp("made") / "port")
+
+
 @pytest.fixture
-def port(root: Path, tmp_path: Path) -> Path:
+def port(made: Path, tmp_path: Path) -> Path:
     """A committed port of v0.1.0, in a folder of a larger repository that has other changes."""
     git("init", "--quiet", "--initial-branch=main", cwd=tmp_path)
-    port = make_port(root, "v0.1.0", "llama", "1.2", tmp_path / "port")
+    port = shutil.copytree(made, tmp_path / "port")
     commit(port)
     (tmp_path / "elsewhere.txt").write_text("not committed, and not ours\n")
     return port
