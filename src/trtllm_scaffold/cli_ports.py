@@ -15,9 +15,10 @@ MoveTo = Annotated[
 
 
 def add_port_commands(app: typer.Typer) -> None:
-    """Adds `diff` and `update` to the command line."""
+    """Adds `diff`, `update` and `adopt` to the command line."""
     app.command(help="Preview what `update` would change in a port.")(diff)
     app.command(help="Bring a port to today's template and inference.")(update)
+    app.command(help="Make a port updatable that has no usable record of its template.")(adopt)
 
 
 def diff(
@@ -66,3 +67,25 @@ def update(
     console_ports.print_stats(document, as_json)
     apply_update(plan, allow_delete=allow_delete)
     return console_ports.print_update(document, as_json)
+
+
+def adopt(
+    port: Port,
+    trtllm: Annotated[
+        Generation | None, typer.Option(help="Generation it was made for; both by default.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> int:
+    """Write the answers file of the nearest render."""
+    from trtllm_scaffold import console_ports
+    from trtllm_scaffold.lifecycle.adopt import find_nearest, write_adoption
+    from trtllm_scaffold.lifecycle.derive import deriver
+    from trtllm_scaffold.lifecycle.history import open_history
+
+    derive = deriver(checkpoint, trust_remote_code, console.progress)
+    with open_history() as history:
+        found = find_nearest(port, history, derive, None if trtllm is None else trtllm.value)
+    write_adoption(found)
+    return console_ports.print_adoption(found.to_json(), as_json)

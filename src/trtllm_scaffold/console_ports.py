@@ -1,4 +1,4 @@
-"""What `diff` and `update` print: a patch, a diffstat, conflicts and exit codes."""
+"""What `diff`, `update` and `adopt` print: a patch, a diffstat, conflicts and exit codes."""
 
 from __future__ import annotations
 
@@ -62,6 +62,25 @@ def print_update(document: Document, as_json: bool) -> int:
         next_steps = f"trtllm-scaffold check {port} && trtllm-scaffold prove {port}; then commit"
         table([("next", next_steps)])
     return UpdateConflict.exit_code if conflicts else DONE
+
+
+def print_adoption(document: Document, as_json: bool) -> int:
+    """Print what render an adopted port now counts as an edit of."""
+    if as_json:
+        print_json(document)
+        return DONE
+    near = f"{document['template']} for TensorRT-LLM {document['trtllm']}"
+    rows = [("port", document["port"]), ("nearest", near)]
+    rows.append(("agrees in", f"{document['share']:.1%} of the package's lines"))
+    table([*rows, ("written", ", ".join(document["written"]))])
+    edits = document["differences"]
+    table([("edited", each["path"], _edit(each)) for each in edits], indent=2)
+    table([("next", "commit, then trtllm-scaffold diff PORT")])
+    return DONE
+
+
+def _edit(difference: Document) -> str:
+    return "missing" if difference["missing"] else f"{difference['lines']} lines"
 
 
 def _summary(document: Document) -> str:

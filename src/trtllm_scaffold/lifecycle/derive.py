@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.lifecycle.record import ANSWERS, Record
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.names import PortNames
+
+if TYPE_CHECKING:
+    from trtllm_scaffold.sources import Sources
+    from trtllm_scaffold.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -35,33 +39,37 @@ def deriver(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Deriver:
-    """The derivation by inference.
+    """The derivation by inference, which each port needs once, whatever the generation.
+
+    It raises InputError where config.json is malformed or of another architecture than the port,
+    and Refused where today's inference or plan cannot express the model.
 
     Args:
         checkpoint: A folder whose headers, and whose own code, are read too.
         trust_remote_code: Run that code.
         progress: Is told what is being done.
     """
+    models: dict[Path, _Model] = {}
 
     def run(record: Record, trtllm: str) -> Derived:
-        progress("reading the architecture off a tiny instance")
-        return derive(record, trtllm, checkpoint, trust_remote_code)
+        if record.root not in models:
+            progress("reading the architecture off a tiny instance")
+            models[record.root] = _infer(record, checkpoint, trust_remote_code)
+        return _derive(record, trtllm, models[record.root])
 
     return run
 
 
-def derive(
-    record: Record, trtllm: str, checkpoint: Path | None = None, trust_remote_code: bool = False
-) -> Derived:
-    """Infers the model of the port's config.json and plans its port for `trtllm`.
+@dataclass(frozen=True)
+class _Model:
+    sources: Sources
+    spec: ModelSpec
+    owned_files: Mapping[str, Any]
 
-    Raises:
-        InputError: config.json is malformed, or no longer of the port's architecture.
-        Refused: Today's inference or plan cannot express the model.
-    """
+
+def _infer(record: Record, checkpoint: Path | None, trust_remote_code: bool) -> _Model:
     from trtllm_scaffold.infer import infer
     from trtllm_scaffold.pipeline import hf_classes, owned_files
-    from trtllm_scaffold.plan import plan_port
     from trtllm_scaffold.sources import load_path, read_header
 
     sources = load_path(record.root / "config.json")
@@ -71,11 +79,17 @@ def derive(
     _same_architecture(sources.raw["architectures"][0], record.architecture)
     classes = hf_classes(sources, trust_remote_code)
     spec = infer(sources, classes)
+    return _Model(sources, spec, owned_files(sources, spec, classes))
+
+
+def _derive(record: Record, trtllm: str, model: _Model) -> Derived:
+    from trtllm_scaffold.plan import plan_port
+
     names = PortNames(record.name, record.package, record.class_prefix)
-    answers = plan_port(spec, names, trtllm).answers
-    if sources.header is None:
+    answers = plan_port(model.spec, names, trtllm).answers
+    if model.sources.header is None:
         answers = with_recorded_drops(answers, record.answers)
-    return Derived(answers, owned_files(sources, spec, classes))
+    return Derived(answers, model.owned_files)
 
 
 def _same_architecture(found: str, recorded: str) -> None:

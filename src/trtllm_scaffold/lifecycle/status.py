@@ -26,14 +26,21 @@ def template_status(port: Path, root: Path | None = None) -> dict[str, Any] | No
         `version`, which the port records; `current`, the one in use; and `outdated`, None where
         one of the two is not known.
     """
+    if not (port / ANSWERS).is_file():
+        return None
+    version = recorded_version(port)
+    current = current_version(root or template_root())
+    return {"version": version, "current": current, "outdated": _outdated(version, current)}
+
+
+def recorded_version(port: Path) -> str | None:
+    """The version in a port's answers file; None without the file, or without a version in it."""
     try:
         with (port / ANSWERS).open(encoding="utf-8", errors="replace") as file:
             found = _COMMIT.search(file.read(_HEAD))
     except OSError:
         return None
-    version = found[1] if found else None
-    current = current_version(root or template_root())
-    return {"version": version, "current": current, "outdated": _outdated(version, current)}
+    return found[1] if found else None
 
 
 def _outdated(version: str | None, current: str | None) -> bool | None:

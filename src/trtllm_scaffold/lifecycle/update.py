@@ -101,7 +101,7 @@ def plan_update(
     old = rendered(history, version, record.answers)
     new = rendered(history, None, derived.answers)
     mine = read_files(record.root, {*old, *new})
-    owned = {path: _document(item) for path, item in derived.owned_files.items()}
+    owned = {path: document_file(item) for path, item in derived.owned_files.items()}
     owned.pop("config.json", None)  # what everything is derived from is never written
     mine_owned = read_files(record.root, owned)
     base = {**mine_owned, **files_when_recorded(record.root, owned)}
@@ -164,7 +164,8 @@ def rendered(history: History, version: str | None, answers: Mapping[str, Any]) 
         return read_tree(dest)
 
 
-def _document(item: Any) -> File:
+def document_file(item: Any) -> File:
+    """A JSON document that the CLI owns, as `new` writes it."""
     return File((json.dumps(item, indent=2) + "\n").encode())
 
 
