@@ -88,6 +88,10 @@ def new(
     trust_remote_code: Trust = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write into a non-empty folder.")] = False,
+    in_tree: Annotated[
+        Path | None,
+        typer.Option(help="A TensorRT-LLM checkout: add a patch against it.", metavar="TREE"),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Infer, plan, render and prove one model."""
@@ -111,6 +115,7 @@ def new(
         trust_remote_code=trust_remote_code,
         dry_run=dry_run,
         force=force,
+        in_tree=in_tree,
         progress=console.progress,
     )
     must_pass = not (no_prove or dry_run or allow_unproven)

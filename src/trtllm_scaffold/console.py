@@ -178,7 +178,10 @@ def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: 
     elif not absent:
         write("", sys.stdout)
         first = f"cd {port} && pytest" if document["passed"] else f"trtllm-scaffold prove {port}"
-        table([("next", first), ("", f"read {port}/README.md")])
+        rows = [("next", first), ("", f"read {port}/README.md")]
+        if "patch" in document:
+            rows.append(("in tree", f"git apply {clean(document['patch'])}"))
+        table(rows)
     return code
 
 

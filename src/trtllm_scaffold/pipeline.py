@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.intree.patch import PATCH, make_patch
+from trtllm_scaffold.intree.tree import open_tree, refuse_taken
 from trtllm_scaffold.plan import plan_port, port_names, support
 from trtllm_scaffold.render import check_destination, publish, rendered_aside
 from trtllm_scaffold.spec.describe import describe
@@ -61,6 +63,7 @@ class NewResult:
         support: Its support level in the chosen generation.
         checks: Every check that ran.
         files: Every file of the port, relative to it.
+        patch: Its patch against TensorRT-LLM's tree, where one was asked for.
     """
 
     port: Path
@@ -68,6 +71,7 @@ class NewResult:
     support: Support
     checks: tuple[Check, ...] = ()
     files: tuple[str, ...] = ()
+    patch: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -82,6 +86,7 @@ class NewResult:
             "support": self.support.to_json(),
             "checks": [check.to_json() for check in self.checks],
             "passed": self.passed,
+            **({} if self.patch is None else {"patch": str(self.patch)}),
         }
 
 
@@ -153,17 +158,21 @@ def new_port(
     trust_remote_code: bool = False,
     dry_run: bool = False,
     force: bool = False,
+    in_tree: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> NewResult:
     """Infers, plans, renders and proves a port; it appears at `dest` whole, or not at all.
 
     A port that fails a check is not written: its checks say why.
 
+    With `in_tree`, a checkout of TensorRT-LLM, the port comes with a patch against it.
+
     Raises:
         Refused: The model cannot be expressed.
         InputError: `dest` is not free, or the sources disagree.
     """
     check_destination(dest, force=force)
+    tree = None if in_tree is None else open_tree(in_tree, trtllm)
     classes = hf_classes(sources, trust_remote_code, allow_unproven)
     if prove and not dry_run:
         from trtllm_scaffold.verify.pool import warm_up
@@ -174,6 +183,8 @@ def new_port(
     progress("reading the architecture off a tiny instance")
     spec = infer(sources, classes)
     names = port_names(spec, name, package)
+    if tree is not None:
+        refuse_taken(tree, names.name, spec.architecture)
     plan = plan_port(spec, names, trtllm)
     progress(f"rendering {names.package}")
     with rendered_aside(plan.answers, owned_files(sources, spec, classes), dest) as port:
@@ -190,6 +201,9 @@ def new_port(
             return result
         for cache in port.rglob("__pycache__"):
             shutil.rmtree(cache)
+        if tree is not None:
+            (port / PATCH).write_text(make_patch(port, tree, sources.hf_id), encoding="utf-8")
+            result = replace(result, patch=dest / PATCH)
         publish(port, dest)
     return result
 

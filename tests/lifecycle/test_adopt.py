@@ -42,9 +42,9 @@ def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_port(root, "v0.1.0", "qwen3", "1.4", tmp_path_factory.mktemp("made") / "port")
 
 
-def nearest(root: Path, port: Path, name: str = "qwen3") -> Adoption:
+def nearest(root: Path, port: Path, trtllm: str | None = None) -> Adoption:
     with open_history(root) as history:
-        return find_nearest(port, history, sample_deriver(name))
+        return find_nearest(port, history, sample_deriver("qwen3"), trtllm)
 
 
 def test_an_edited_port_without_a_record_is_adopted_and_updates(
@@ -86,7 +86,7 @@ def test_a_port_that_is_too_far_is_refused_with_its_differences(
     (port / "llama_trtllm/weights_llama.py").write_text("WEIGHTS = {}\n")
     before = files(port)
     with pytest.raises(Refused, match="too far from any render") as refused:
-        nearest(root, port)
+        nearest(root, port, "1.4")
     message = refused.value.message
     assert "v0.1.0 for TensorRT-LLM 1.4" in message
     assert f"{MODELING} differs in " in message and "weights_llama.py differs in" in message

@@ -104,20 +104,31 @@ def test_a_port_that_git_does_not_hold_safely(
     fails(5, "git is not installed")
 
 
+SCRIPT = """
+import json, sys
+from trtllm_scaffold.cli import run
+for line in json.loads(sys.argv[1]):
+    if code := run(line):
+        sys.exit(code)
+    print(end=chr(0))
+"""
+
+
 def python(venv: Path) -> Path:
     return venv / "bin" / "python"
 
 
-def wheel(repository: Path, dest: Path) -> Path:
-    """Builds an sdist, and a wheel from the unpacked sdist, which has no git."""
-    run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", dest], repository)
-    (archive,) = dest.glob("*.tar.gz")
-    with tarfile.open(archive) as members:
-        members.extractall(dest)
-    run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", dest],
-        dest / archive.name.removesuffix(".tar.gz"),
-    )
+def wheel(repository: Path, dest: Path, *, by_sdist: bool) -> Path:
+    """Builds a wheel from the checkout, or from an unpacked sdist, which has no git."""
+    build = [sys.executable, "-m", "hatchling", "build", "-d", dest, "-t"]
+    source = repository
+    if by_sdist:
+        run([*build, "sdist"], repository)
+        (archive,) = dest.glob("*.tar.gz")
+        with tarfile.open(archive) as members:
+            members.extractall(dest)
+        source = dest / archive.name.removesuffix(".tar.gz")
+    run([*build, "wheel"], source)
     (built,) = dest.glob("*.whl")
     return built
 
@@ -144,14 +155,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable, Path,
     (site / "dependencies.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
 
-    def command(*arguments: object, expect: int = 0) -> str:
-        script = [python(venv), "-m", "trtllm_scaffold.cli"]
-        return run([*script, *arguments], folder, expect, HF_HUB_OFFLINE="1", **nowhere)
+    def command(*lines: list[object]) -> list[str]:
+        """Runs command lines one after the other in one process; what each printed."""
+        script = [python(venv), "-c", SCRIPT, json.dumps([[*map(str, line)] for line in lines])]
+        return run(script, folder, HF_HUB_OFFLINE="1", **nowhere).split("\0")[:-1]
 
     def install(name: str) -> None:
         (folder / name).mkdir()
         pip = [sys.executable, "-m", "pip", "--python", python(venv), "install", "--quiet"]
-        built = wheel(repository, folder / name)
+        built = wheel(repository, folder / name, by_sdist=name == "first")
         run([*pip, "--no-deps", "--no-index", "--force-reinstall", built], folder)
 
     def upgrade() -> None:
@@ -171,21 +183,26 @@ def test_from_wheel_to_wheel_without_a_network(installed: tuple) -> None:
     assert str(folder) in where and str(ROOT) not in where
     (folder / "config.json").write_text(json.dumps(LLAMA))
     port = folder / "port"
-    command("new", port, "--config", folder / "config.json", "--no-prove")
+    command(["new", port, "--config", folder / "config.json", "--no-prove"])
     assert "\n_commit: v0.1.0\n" in (port / ANSWERS).read_text()
     (port / "mine.py").write_text("MINE = 1\n")
     edit(port / "README.md", lambda text: text.replace("## Test\n", "## Test it\n"))
     commit(port)
 
     upgrade()
-    assert "v0.1.0; v0.2.0 is here: trtllm-scaffold update" in command("check", port)
-    document = json.loads(command("update", port, "--trtllm", "1.4", "--json"))
+    before, update, after, proof = command(
+        ["check", port],
+        ["update", port, "--trtllm", "1.4", "--json"],
+        ["check", port, "--json"],
+        ["prove", port, "--tp", "1", "--dtype", "float32", "--json"],
+    )
+    assert "v0.1.0; v0.2.0 is here: trtllm-scaffold update" in before
+    document = json.loads(update)
     assert document["template"] == {"before": "v0.1.0", "after": "v0.2.0"}
     assert document["trtllm"] == {"before": "1.2", "after": "1.4"} and not document["conflicts"]
     readme = (port / "README.md").read_text()
     assert "## Test it\n" in readme and "A new end." in readme and "TensorRT-LLM 1.4" in readme
     assert (port / "mine.py").is_file() and (port / "docs/notes.md").is_file()
-    status = json.loads(command("check", port, "--json"))["template"]
-    assert status == {"version": "v0.2.0", "current": "v0.2.0", "outdated": False}
-    proof = json.loads(command("prove", port, "--tp", "1", "--dtype", "float32", "--json"))
-    assert proof["passed"]
+    status = {"version": "v0.2.0", "current": "v0.2.0", "outdated": False}
+    assert json.loads(after)["template"] == status and json.loads(after)["passed"]
+    assert json.loads(proof)["passed"]
