@@ -20,6 +20,8 @@ _ELSEWHERE = (
     "GIT_PREFIX",
     "GIT_COMMON_DIR",
 )
+#: A repository's own configuration names programs to run; none is needed here.
+_INERT = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}")
 _NEUTRAL = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_TERMINAL_PROMPT": "0",
@@ -84,7 +86,7 @@ def run_git(
     if not user:
         neutral = {**neutral, "GIT_CONFIG_GLOBAL": os.devnull}
     result = subprocess.run(
-        ["git", *map(str, arguments)],
+        ["git", *_INERT, *map(str, arguments)],
         cwd=cwd,
         input=input,
         stdin=subprocess.DEVNULL if input is None else None,
