@@ -108,9 +108,8 @@ SCRIPT = """
 import json, sys
 from trtllm_scaffold.cli import run
 for line in json.loads(sys.argv[1]):
-    if code := run(line):
-        sys.exit(code)
-    print(end=chr(0))
+    code = run(line)
+    print(end=f"\\0{code}\\0")
 """
 
 
@@ -155,10 +154,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Callable, Path,
     (site / "dependencies.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
 
-    def command(*lines: list[object]) -> list[str]:
-        """Runs command lines one after the other in one process; what each printed."""
+    def command(*lines: list[object]) -> tuple[list[str], list[int]]:
+        """Runs command lines in one process: what each printed, and its exit code."""
         script = [python(venv), "-c", SCRIPT, json.dumps([[*map(str, line)] for line in lines])]
-        return run(script, folder, HF_HUB_OFFLINE="1", **nowhere).split("\0")[:-1]
+        parts = run(script, folder, HF_HUB_OFFLINE="1", **nowhere).split("\0")
+        return parts[0:-1:2], [int(code) for code in parts[1::2]]
 
     def install(name: str) -> None:
         (folder / name).mkdir()
@@ -183,24 +183,30 @@ def test_from_wheel_to_wheel_without_a_network(installed: tuple) -> None:
     assert str(folder) in where and str(ROOT) not in where
     (folder / "config.json").write_text(json.dumps(LLAMA))
     port = folder / "port"
-    command(["new", port, "--config", folder / "config.json", "--no-prove"])
+    _, codes = command(["new", port, "--config", folder / "config.json", "--no-prove"])
+    assert codes == [0]
     assert "\n_commit: v0.1.0\n" in (port / ANSWERS).read_text()
     (port / "mine.py").write_text("MINE = 1\n")
     edit(port / "README.md", lambda text: text.replace("## Test\n", "## Test it\n"))
+    edit(port / "README.md", lambda text: text.replace("# llama_trtllm", "# My port"))
     commit(port)
 
     upgrade()
-    before, update, after, proof = command(
+    printed, codes = command(
         ["check", port],
         ["update", port, "--trtllm", "1.4", "--json"],
         ["check", port, "--json"],
         ["prove", port, "--tp", "1", "--dtype", "float32", "--json"],
     )
+    assert codes == [0, 6, 0, 0], printed
+    before, update, after, proof = printed
     assert "v0.1.0; v0.2.0 is here: trtllm-scaffold update" in before
     document = json.loads(update)
     assert document["template"] == {"before": "v0.1.0", "after": "v0.2.0"}
-    assert document["trtllm"] == {"before": "1.2", "after": "1.4"} and not document["conflicts"]
+    assert document["trtllm"] == {"before": "1.2", "after": "1.4"}
+    assert document["conflicts"] == ["README.md"]
     readme = (port / "README.md").read_text()
+    assert readme.startswith("<<<<<<< yours\n# My port\n=======\n# The port llama_trtllm\n")
     assert "## Test it\n" in readme and "A new end." in readme and "TensorRT-LLM 1.4" in readme
     assert (port / "mine.py").is_file() and (port / "docs/notes.md").is_file()
     status = {"version": "v0.2.0", "current": "v0.2.0", "outdated": False}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sample_specs import SPECS
 from template_releases import (
+    ROOT,
     change_template,
     commit,
     edit,
@@ -23,7 +24,9 @@ from template_releases import (
 )
 
 from trtllm_scaffold.errors import InputError, UpdateConflict
+from trtllm_scaffold.lifecycle.derive import with_recorded_drops
 from trtllm_scaffold.lifecycle.merge import Kind
+from trtllm_scaffold.lifecycle.releases import read_releases
 from trtllm_scaffold.lifecycle.status import template_status
 from trtllm_scaffold.lifecycle.update import apply_update
 
@@ -76,6 +79,32 @@ def test_an_unedited_port_becomes_a_fresh_one(
     fresh = make_port(root, None, name, after, tmp_path / "fresh")
     assert files(port) == files(fresh)
     assert template_status(port, root)["outdated"] is False
+
+
+@pytest.mark.parametrize("tag", [row.tag for row in read_releases(ROOT)])
+def test_a_port_of_every_release_becomes_a_fresh_one(tag: str, tmp_path: Path) -> None:
+    """From each real release to the template that lies here; whole with the sweep."""
+    cases = SWEEP[:1] if SWEEP is SAMPLED else SWEEP
+    for number, (name, before, after) in enumerate(cases):
+        port = make_port(ROOT, tag, name, before, tmp_path / f"port-{number}")
+        commit(port)
+        apply_update(plan(ROOT, port, name, after))
+        assert files(port) == files(make_port(ROOT, None, name, after, tmp_path / f"{number}"))
+
+
+def test_what_only_a_checkpoint_told_is_kept() -> None:
+    recorded = {
+        "dropped_names": ["a.mask", "a.extra", "w.now_used"],
+        "dropped_reasons": ["a mask", "only in the file", "was not needed"],
+    }
+    today = {
+        "dropped_names": ["a.mask"],
+        "dropped_reasons": ["mask"],
+        "weight_names": ["w.now_used"],
+    }
+    kept = with_recorded_drops(today, recorded)
+    assert kept["dropped_names"] == ["a.mask", "a.extra"]
+    assert kept["dropped_reasons"] == ["mask", "only in the file"]
 
 
 def test_edits_survive(root: Path, port: Path) -> None:

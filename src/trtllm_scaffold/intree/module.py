@@ -84,7 +84,7 @@ def _read(path: Path, runtime: dict[str, str]) -> _Module:
             imports.add_plain(node)
         elif isinstance(node, ast.ImportFrom) and node.level == 1 and node.module == _RUNTIME:
             for alias in node.names:
-                imports.add(runtime[alias.name], alias.name, alias.asname)
+                imports.add(_place(runtime, alias.name), alias.name, alias.asname)
         elif isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
             siblings.append(node.module)
         elif isinstance(node, ast.ImportFrom):
@@ -97,6 +97,16 @@ def _read(path: Path, runtime: dict[str, str]) -> _Module:
     body = "\n".join(line for number, line in enumerate(lines, 1) if number not in taken)
     docstring = ast.get_docstring(tree, clean=False) or ""
     return _Module(docstring, siblings, imports, body.strip("\n"), list(_defined(tree.body)))
+
+
+def _place(runtime: dict[str, str], name: str) -> str:
+    if name not in runtime:
+        raise InputError(
+            f"{_RUNTIME}.py does not import {name} from TensorRT-LLM, so that no file of its tree "
+            "can import it instead",
+            hint="move it to another file of the port's package",
+        )
+    return runtime[name]
 
 
 def _defined(body: Iterable[ast.stmt]) -> Iterable[str]:
@@ -171,9 +181,10 @@ def runtime_imports(path: Path, generation: str) -> dict[str, str]:
     """Where each TensorRT-LLM name of the port lies in a generation: name -> module."""
     found: dict[str, str] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        chosen = [node]
         if isinstance(node, ast.Try):
-            (newer,), (older,) = node.body, node.handlers[0].body
-            node = newer if generation == "1.4" else older
-        if isinstance(node, ast.ImportFrom):
-            found.update({alias.name: str(node.module) for alias in node.names})
+            chosen = node.body if generation == "1.4" else node.handlers[0].body
+        for each in chosen:
+            if isinstance(each, ast.ImportFrom):
+                found.update({alias.name: str(each.module) for alias in each.names})
     return found

@@ -17,6 +17,7 @@ from trtllm_scaffold.lifecycle.git import GitFailed, require_git
 from trtllm_scaffold.lifecycle.history import History
 from trtllm_scaffold.lifecycle.merge import Change, File, Kind, merge_trees, read_files, read_tree
 from trtllm_scaffold.lifecycle.record import ANSWERS, Record, read_record
+from trtllm_scaffold.lifecycle.releases import parse_version
 from trtllm_scaffold.lifecycle.worktree import (
     files_when_recorded,
     mark_conflicts,
@@ -132,6 +133,9 @@ def _version(record: Record, history: History) -> str:
             where=str(history.root),
             hint="install trtllm-scaffold from a wheel, or use a git clone of it",
         )
+    known = parse_version(record.version)
+    if known is not None:
+        history.refuse_newer(known)
     history.find(record.version)
     return record.version
 
