@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -135,6 +136,11 @@ def test_the_release_script(tmp_path: Path) -> None:
 
     clone = tmp_path / "clone"
     make_repository(clone, source=True, releases=False)
+    heading = re.compile(r"^## \d.*$", re.MULTILINE)
+    edit(clone / "CHANGELOG.md", lambda text: heading.sub("## 0.1.0 (unreleased)", text, count=1))
+    declared = re.compile(r'^((?:__)?version(?:__)? = )".*"$', re.MULTILINE)
+    for name in ("pyproject.toml", "src/trtllm_scaffold/__init__.py"):
+        edit(clone / name, lambda text: declared.sub(r'\1"0.1.0"', text))
     assert "unreleased; date it" in script("cut").stderr
     edit(clone / "CHANGELOG.md", lambda text: text.replace(" (unreleased)", " (2030-01-01)"))
     assert "commit them first" in script("cut").stderr
