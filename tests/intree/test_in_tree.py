@@ -191,3 +191,24 @@ def test_literals_mean_what_json_means() -> None:
     text = literal(value)
     assert eval(text) == value
     assert max(map(len, text.splitlines())) <= 100
+
+
+IMPORT_THING = "typing import Any\n\nfrom ._trtllm import Thing\n"
+
+
+def test_a_name_that_one_generation_lacks(tmp_path: Path) -> None:
+    """A port may set to None what the older layout has not."""
+    package = make_port("llama", "1.2", tmp_path / "port") / "llama_trtllm"
+    place = "tensorrt_llm._torch.utils"
+    more = f"try:\n    from {place} import Thing\nexcept ImportError:\n    Thing = None\n"
+    runtime, weights = package / "_trtllm.py", package / "weights_llama.py"
+    runtime.write_text(runtime.read_text() + more)
+    weights.write_text(weights.read_text().replace("typing import Any\n", IMPORT_THING, 1))
+    older, newer = (one_module(package, "llama", each) for each in ("1.2", "1.4"))
+    assert "\nThing = None\n\n\ndef canonicalize" in older and "import Thing" not in older
+    assert "\nfrom ..utils import Thing\n" in newer and "Thing = None" not in newer
+    (tmp_path / "modeling_llama.py").write_text(older)
+    ruff(tmp_path / "modeling_llama.py")
+    runtime.write_text(runtime.read_text().replace(more, ""))
+    with pytest.raises(InputError, match="does not import Thing"):
+        one_module(package, "llama", "1.4")

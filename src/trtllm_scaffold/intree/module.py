@@ -23,6 +23,8 @@ class _Module:
         siblings: Names of the package's modules that it imports.
         imports: What it imports from elsewhere.
         body: Everything below the imports, as it was written.
+        names: What it defines.
+        absent: Names of TensorRT-LLM that it imports and the generation lacks.
     """
 
     docstring: str
@@ -30,6 +32,7 @@ class _Module:
     imports: Imports
     body: str
     names: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
 
 
 def one_module(package: Path, name: str, generation: str) -> str:
@@ -52,6 +55,10 @@ def one_module(package: Path, name: str, generation: str) -> str:
         imports.update(module.imports)
     docstring = modules[f"modeling_{name}"].docstring
     head = f'"""{docstring}"""\n\n{imports.render()}'
+    absent = sorted({name for module in modules.values() for name in module.absent})
+    if absent:
+        lacking = "\n".join(f"{name} = None" for name in absent)
+        head += f"\n#: TensorRT-LLM {generation} has no such name.\n{lacking}\n"
     bodies = "\n\n\n".join(module.body for module in modules.values())
     return f"# SPDX-License-Identifier: Apache-2.0\n{head}\n\n{bodies}\n".replace(
         "\n\n\n\n", "\n\n\n"
@@ -77,6 +84,7 @@ def _read(path: Path, runtime: dict[str, str]) -> _Module:
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
     siblings: list[str] = []
+    absent: list[str] = []
     imports = Imports()
     taken: set[int] = set()
     for node in tree.body:
@@ -84,7 +92,11 @@ def _read(path: Path, runtime: dict[str, str]) -> _Module:
             imports.add_plain(node)
         elif isinstance(node, ast.ImportFrom) and node.level == 1 and node.module == _RUNTIME:
             for alias in node.names:
-                imports.add(_place(runtime, alias.name), alias.name, alias.asname)
+                place = _place(runtime, alias.name)
+                if place:
+                    imports.add(place, alias.name, alias.asname)
+                else:
+                    absent.append(alias.name)
         elif isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
             siblings.append(node.module)
         elif isinstance(node, ast.ImportFrom):
@@ -96,7 +108,9 @@ def _read(path: Path, runtime: dict[str, str]) -> _Module:
     lines = source.splitlines()
     body = "\n".join(line for number, line in enumerate(lines, 1) if number not in taken)
     docstring = ast.get_docstring(tree, clean=False) or ""
-    return _Module(docstring, siblings, imports, body.strip("\n"), list(_defined(tree.body)))
+    return _Module(
+        docstring, siblings, imports, body.strip("\n"), list(_defined(tree.body)), absent
+    )
 
 
 def _place(runtime: dict[str, str], name: str) -> str:
@@ -178,7 +192,10 @@ def _refuse_clashes(modules: dict[str, _Module]) -> None:
 
 
 def runtime_imports(path: Path, generation: str) -> dict[str, str]:
-    """Where each TensorRT-LLM name of the port lies in a generation: name -> module."""
+    """Where each TensorRT-LLM name of the port lies in a generation: name -> module.
+
+    The module is empty for a name that the generation lacks, which the port sets to None.
+    """
     found: dict[str, str] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         chosen = [node]
@@ -187,4 +204,6 @@ def runtime_imports(path: Path, generation: str) -> dict[str, str]:
         for each in chosen:
             if isinstance(each, ast.ImportFrom):
                 found.update({alias.name: str(each.module) for alias in each.names})
+            elif isinstance(node, ast.Try):
+                found.update(dict.fromkeys(_defined([each]), ""))
     return found
