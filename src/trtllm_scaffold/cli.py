@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from trtllm_scaffold import __version__, console
+from trtllm_scaffold.cli_ports import add_port_commands
 from trtllm_scaffold.errors import ScaffoldError, UsageError
 from trtllm_scaffold.options import (
     Checkpoint,
@@ -87,6 +88,10 @@ def new(
     trust_remote_code: Trust = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write into a non-empty folder.")] = False,
+    in_tree: Annotated[
+        Path | None,
+        typer.Option(help="A TensorRT-LLM checkout: add a patch against it.", metavar="TREE"),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Infer, plan, render and prove one model."""
@@ -110,6 +115,7 @@ def new(
         trust_remote_code=trust_remote_code,
         dry_run=dry_run,
         force=force,
+        in_tree=in_tree,
         progress=console.progress,
     )
     must_pass = not (no_prove or dry_run or allow_unproven)
@@ -150,11 +156,13 @@ def check(
     as_json: Json = False,
 ) -> int:
     """Run the contract check and the load proof."""
+    from trtllm_scaffold.lifecycle.status import template_status
     from trtllm_scaffold.verify.check import check_port
 
     generation = None if trtllm is None else trtllm.value
     checks = check_port(port, checkpoint=checkpoint, trtllm=generation)
-    return console.print_checks(port, [item.to_json() for item in checks], as_json)
+    documents = [item.to_json() for item in checks]
+    return console.print_checks(port, documents, as_json, template_status(port))
 
 
 @app.command(help="Prove that a port computes what its HF model computes.")
@@ -194,6 +202,9 @@ def prove(
 
         write_html(proof, report)
     return console.print_proof(proof.to_json(), as_json)
+
+
+add_port_commands(app)
 
 
 @app.command(help="Render and prove many families; keep the score.")

@@ -178,19 +178,28 @@ def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: 
     elif not absent:
         write("", sys.stdout)
         first = f"cd {port} && pytest" if document["passed"] else f"trtllm-scaffold prove {port}"
-        table([("next", first), ("", f"read {port}/README.md")])
+        rows = [("next", first), ("", f"read {port}/README.md")]
+        if "patch" in document:
+            rows.append(("in tree", f"git apply {clean(document['patch'])}"))
+        table(rows)
     return code
 
 
-def print_checks(port: Path, checks: Sequence[Document], as_json: bool) -> int:
-    """Print the result of `check`."""
+def print_checks(
+    port: Path, checks: Sequence[Document], as_json: bool, template: Document | None = None
+) -> int:
+    """Print the result of `check`, and whether the port's template is outdated."""
     failed = any(check["status"] == "failed" for check in checks)
     passed = not failed and any(check["status"] == "passed" for check in checks)
     if as_json:
-        print_json({"port": str(port), "checks": checks, "passed": passed})
+        document = {"port": str(port), "checks": checks, "passed": passed}
+        print_json(document if template is None else {**document, "template": template})
     else:
         _check_table(checks)
         _verdict(passed)
+        if template is not None and template["outdated"]:
+            age = f"{template['version']}; {template['current']} is here"
+            table([("outdated", f"made by template {age}: trtllm-scaffold update {port}")])
     return DONE if passed else FAILED
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.intree.patch import PATCH, make_patch
+from trtllm_scaffold.intree.tree import open_tree, refuse_taken
 from trtllm_scaffold.plan import plan_port, port_names, support
 from trtllm_scaffold.render import check_destination, publish, rendered_aside
 from trtllm_scaffold.spec.describe import describe
@@ -65,6 +67,7 @@ class NewResult:
         support: Its support level in the chosen generation.
         checks: Every check that ran.
         files: Every file of the port, relative to it.
+        patch: Its patch against TensorRT-LLM's tree, where one was asked for.
     """
 
     port: Path
@@ -72,6 +75,7 @@ class NewResult:
     support: Support
     checks: tuple[Check, ...] = ()
     files: tuple[str, ...] = ()
+    patch: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -86,10 +90,14 @@ class NewResult:
             "support": self.support.to_json(),
             "checks": [check.to_json() for check in self.checks],
             "passed": self.passed,
+            **({} if self.patch is None else {"patch": str(self.patch)}),
         }
 
 
-def _classes(sources: Sources, trust_remote_code: bool, allow_unproven: bool = False) -> HFClasses:
+def hf_classes(
+    sources: Sources, trust_remote_code: bool, allow_unproven: bool = False
+) -> HFClasses:
+    """The classes of `sources`; Refused where nothing can be run."""
     from trtllm_scaffold.sources.hf_class import resolve_classes
 
     classes = resolve_classes(
@@ -117,7 +125,7 @@ def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspecti
     """Infers what the model of `sources` is; nothing is written."""
     from trtllm_scaffold.infer import infer
 
-    return Inspection(infer(sources, _classes(sources, trust_remote_code)), sources.hf_id)
+    return Inspection(infer(sources, hf_classes(sources, trust_remote_code)), sources.hf_id)
 
 
 def _experts(spec: ModelSpec) -> int | float:
@@ -132,7 +140,7 @@ def _heads(spec: ModelSpec, tensor: TensorSpec) -> int | float:
     return (attention.num_attention_heads if of_queries else attention.num_key_value_heads).value
 
 
-def _owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
+def owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[str, Any]:
     """The JSON documents and texts of a port that the CLI owns, by path."""
     from trtllm_scaffold.infer.shrink import shrink
     from trtllm_scaffold.sources.own_code import own_code
@@ -178,18 +186,22 @@ def new_port(
     trust_remote_code: bool = False,
     dry_run: bool = False,
     force: bool = False,
+    in_tree: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> NewResult:
     """Infers, plans, renders and proves a port; it appears at `dest` whole, or not at all.
 
     A port that fails a check is not written: its checks say why.
 
+    With `in_tree`, a checkout of TensorRT-LLM, the port comes with a patch against it.
+
     Raises:
         Refused: The model cannot be expressed.
         InputError: `dest` is not free, or the sources disagree.
     """
     check_destination(dest, force=force)
-    classes = _classes(sources, trust_remote_code, allow_unproven)
+    tree = None if in_tree is None else open_tree(in_tree, trtllm)
+    classes = hf_classes(sources, trust_remote_code, allow_unproven)
     if prove and not dry_run:
         from trtllm_scaffold.verify.pool import warm_up
 
@@ -199,9 +211,11 @@ def new_port(
     progress("reading the architecture off a tiny instance")
     spec = infer(sources, classes)
     names = port_names(spec, name, package)
+    if tree is not None:
+        refuse_taken(tree, names.name, spec.architecture)
     plan = plan_port(spec, names, trtllm)
     progress(f"rendering {names.package}")
-    with rendered_aside(plan.answers, _owned_files(sources, spec, classes), dest) as port:
+    with rendered_aside(plan.answers, owned_files(sources, spec, classes), dest) as port:
         result = NewResult(dest, names.package, plan.support, files=_files(port))
         if dry_run:
             return result
@@ -215,6 +229,9 @@ def new_port(
             return result
         for cache in port.rglob("__pycache__"):
             shutil.rmtree(cache)
+        if tree is not None:
+            (port / PATCH).write_text(make_patch(port, tree, sources.hf_id), encoding="utf-8")
+            result = replace(result, patch=dest / PATCH)
         publish(port, dest)
     return result
 

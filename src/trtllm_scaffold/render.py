@@ -12,45 +12,48 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.lifecycle.bundle import stage
+from trtllm_scaffold.lifecycle.history import current_version, template_root
 from trtllm_scaffold.plan.answers import Answers
-
-#: What copier reads of this repository (or of an installed wheel).
-_TEMPLATE_PARTS = ("copier.yml", "includes", "template")
-
-
-def template_root() -> Path:
-    """The folder with ``copier.yml``: in the wheel, else at the root of the checkout."""
-    packaged = Path(__file__).parent / "_template"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2]
 
 
 @contextmanager
 def _staged_template() -> Iterator[Path]:
     """A copy outside any git repository: copier would clone a repository's last tag instead."""
-    root = template_root()
     with tempfile.TemporaryDirectory(prefix="trtllm-scaffold-template-") as folder:
-        staged = Path(folder)
-        for part in _TEMPLATE_PARTS:
-            source = root / part
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, staged / part)
-        yield staged
+        stage(template_root(), Path(folder))
+        yield Path(folder)
 
 
 def render(answers: Answers, dest: Path) -> None:
     """Renders the template into the existing empty folder `dest`."""
+    with _staged_template() as template:
+        render_from(template, answers, dest, current_version(template_root()))
+
+
+def render_from(
+    template: Path, answers: Mapping[str, Any], dest: Path, version: str | None
+) -> None:
+    """Renders the template in the folder `template`, which lies outside git, into `dest`.
+
+    Args:
+        template: A folder with copier.yml, includes and template.
+        answers: Copier answers.
+        dest: An existing empty folder.
+        version: What the port records as its template's version; None where it is not known.
+    """
     import copier
 
-    with _staged_template() as template:
-        copier.run_copy(
-            str(template),
-            dest,
-            data=dict(answers),
-            defaults=True,
-            overwrite=True,
-            quiet=True,
-            settings=copier.Settings(),
-        )
+    stamp = {} if version is None else {"template_version": version}
+    copier.run_copy(
+        str(template),
+        dest,
+        data={**answers, **stamp},
+        defaults=True,
+        overwrite=True,
+        quiet=True,
+        settings=copier.Settings(),
+    )
 
 
 def write_owned(path: Path, document: Any) -> None:

@@ -148,6 +148,7 @@ def test_new_passes_its_options_on(new, config, capsys):
         "trust_remote_code": True,
         "dry_run": True,
         "force": True,
+        "in_tree": None,
     }
     out = capsys.readouterr().out
     assert "p (not written: dry run)" in out and "  llama_port/__init__.py" in out

@@ -34,7 +34,8 @@ def is_identifier(text: str) -> bool:
     return bool(_IDENTIFIER.match(text)) and not keyword.iskeyword(text)
 
 
-def _class_prefix(architecture: str) -> str:
+def class_prefix_of(architecture: str) -> str:
+    """The stem of the port's classes."""
     for suffix in _SUFFIXES:
         if architecture.endswith(suffix) and len(architecture) > len(suffix):
             return architecture[: -len(suffix)]
@@ -61,4 +62,4 @@ def port_names(spec: ModelSpec, name: str | None, package: str | None) -> PortNa
         raise UsageError(f"--package {chosen!r} is not an identifier", hint="try letters and _")
     if chosen in _TAKEN or chosen in sys.stdlib_module_names:
         raise UsageError(f"--package {chosen!r} would shadow an installed package of that name")
-    return PortNames(stem, chosen, _class_prefix(spec.architecture))
+    return PortNames(stem, chosen, class_prefix_of(spec.architecture))

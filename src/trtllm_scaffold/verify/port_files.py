@@ -122,6 +122,16 @@ def read_port(port: Path) -> PortFiles:
     )
 
 
+def find_package(root: Path) -> tuple[Path, str]:
+    """The port's importable folder, and the `<name>` of its modules.
+
+    Raises:
+        InputError: There is not exactly one of each.
+    """
+    package = _package(root)
+    return package, _name(package)
+
+
 def _package(root: Path) -> Path:
     found = sorted(path.parent for path in root.glob("*/_trtllm.py"))
     if len(found) != 1:
