@@ -95,5 +95,9 @@ class AttentionSpec:
 
     @property
     def has_default_scale(self) -> bool:
-        """Whether the scale is the usual 1 / sqrt(head_dim)."""
-        return abs(self.scale.value * float(self.head_dim.value) ** 0.5 - 1.0) < 1e-6
+        """Whether the scale is the usual 1 / sqrt(head_dim), for every configuration.
+
+        A key of its own, such as ``query_pre_attn_scalar``, may hold head_dim in this one alone.
+        """
+        equal = abs(self.scale.value * float(self.head_dim.value) ** 0.5 - 1.0) < 1e-6
+        return equal and bool(self.scale.keys) and self.scale.keys <= self.head_dim.keys

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_KEY = re.compile(r"\bconfig\.(\w+)")
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,11 @@ class Quantity:
 
     value: int | float
     expr: str
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """The configuration keys that set the number."""
+        return frozenset(_KEY.findall(self.expr))
 
     @property
     def is_constant(self) -> bool:
