@@ -10,7 +10,16 @@ from pathlib import Path
 
 from published_configs import FOLDER, PUBLISHED, VARIANTS, load
 
-PORTED = (*PUBLISHED, *VARIANTS)
+#: Published files of other dense families.
+FURTHER = (
+    "EleutherAI__gpt-j-6b",
+    "bigscience__bloom-560m",
+    "google__gemma-2-9b",
+    "google__gemma-3-1b-it",
+    "ibm-granite__granite-3.3-8b-instruct",
+    "microsoft__phi-2",
+)
+PORTED = (*PUBLISHED, *FURTHER, *VARIANTS)
 
 #: What must be refused -> the axis that the refusal names.
 REFUSED = {
