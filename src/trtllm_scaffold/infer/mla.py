@@ -159,10 +159,14 @@ def _read_key(layer: Layer, operand: Value, expansion: Linear, heads: int) -> _K
             raise _refused(layer, "keys pass an in-place change that cannot be followed") from err
         return made.unflatten(0, (batch, heads))[0].transpose(-1, -2)
 
-    one, two = (run(lin, torch.ones(lin.rows))[:, 0] for lin in (expansion, projection))
+    alone = run(expansion, torch.ones(expansion.rows))
+    one, two = alone[:, 0], run(projection, torch.ones(projection.rows))[:, 0]
     plain, turned = (part[0] != 0 for part in (one, two))
-    if bool((plain == turned).any()) or not (plain.any() and turned.any()):
+    mixed = one[:, turned].any() or two[:, plain].any() or (plain == turned).any()
+    if bool(mixed) or not (plain.any() and turned.any()):
         raise _refused(layer, "an entry of the keys is made from both projections, or from none")
+    if bool((alone != alone[:, :1]).any()) or bool((one != one[:1]).any()):
+        raise _refused(layer, "the plain part of the keys differs between heads or positions")
 
     def numbered(linear: Linear, factors: torch.Tensor) -> torch.Tensor:
         numbers = torch.arange(1, linear.rows + 1, dtype=torch.float32)
