@@ -106,10 +106,10 @@ def test_a_fault_is_caught_and_located(fault, tmp_path, pool):
 
 def test_heads_that_do_not_split_are_skipped_with_its_reason(pools):
     from trtllm_scaffold.verify.parallel import check_parallel, jobs_for
-    from trtllm_scaffold.verify.split import Split
     from trtllm_scaffold.verify.parity import make_case
     from trtllm_scaffold.verify.port_module import import_port
     from trtllm_scaffold.verify.runtime import start_runtime
+    from trtllm_scaffold.verify.split import Split
 
     start_runtime("standin", "1.2")
     package = faults.SAMPLE / "mistral_port"
