@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from zoo_specs import spec_of
+from zoo_specs import infer_from, spec_of
 
-from trtllm_scaffold.spec import LayerKind, ModelSpec, MoeSpec
+from trtllm_scaffold.spec import LayerKind, ModelSpec, MoeSpec, Quantity
+from trtllm_scaffold.spec.describe import describe
 
 
 def experts_of(spec: ModelSpec) -> tuple[LayerKind, MoeSpec]:
@@ -64,3 +65,74 @@ def test_router_and_checkpoint(
     assert (router.num_experts.value, router.top_k.value) == (4, 2)
     assert router.num_groups is router.scaling is router.floor is None
     assert held.items() <= stored(spec).items()
+
+
+def test_groups_scaling_dense_layers_and_shared_experts() -> None:
+    """GLM-4.5: the choice sees a bias and groups; the first layers are dense."""
+    spec = spec_of("glm4_moe", n_routed_experts=8, n_group=4, topk_group=2, num_experts_per_tok=3)
+    kind, moe = experts_of(spec)
+    router = moe.router
+    assert (router.scores, router.renormalised, router.selection_bias) == ("sigmoid", True, True)
+    assert router.num_groups == Quantity(4, "config.n_group")
+    assert router.top_groups == Quantity(2, "config.topk_group")
+    assert (router.group_score, router.epsilon) == ("top2_sum", 1e-20)
+    assert router.scaling == Quantity(1.5, "config.routed_scaling_factor")
+    assert kind.mlp.intermediate_size == Quantity(32, "config.moe_intermediate_size")
+    assert moe.shared is not None and moe.shared.join == "sum"
+    assert moe.shared.mlp.intermediate_size.expr == (
+        "config.moe_intermediate_size * config.n_shared_experts"
+    )
+    dense = "layer_idx < config.first_k_dense_replace"
+    assert [k.condition for k in spec.layer_kinds if k.moe is None] == [dense]
+    only = {t.only_layers for t in spec.checkpoint.tensors if t.roles[0].startswith("moe.")}
+    assert only == {(1, 2)}
+
+
+def test_a_bound_on_the_sum_and_biases_of_shared_experts() -> None:
+    """ERNIE 4.5: softmax, and a bias for the choice alone; a first layer without experts."""
+    spec = spec_of("ernie4_5_moe")
+    _, moe = experts_of(spec)
+    assert (moe.router.scores, moe.router.renormalised) == ("softmax", True)
+    assert moe.router.floor == Quantity(1e-12, "config.moe_norm_min")
+    assert moe.router.selection_bias and moe.router.epsilon == 0.0
+    assert moe.shared is not None and moe.shared.mlp.gate_bias and moe.shared.mlp.down_bias
+    assert spec.layer_kinds[0].condition == "layer_idx < config.moe_layer_start_index"
+
+
+def test_a_gate_on_the_shared_expert() -> None:
+    spec = spec_of("qwen2_moe")
+    _, moe = experts_of(spec)
+    assert moe.shared is not None and moe.shared.join == "sigmoid_gate"
+    assert ("moe.shared_gate.weight",) in stored(spec)
+    document = describe(spec)["mlp"]
+    assert (document["kind"], document["moe"]["dense_layers"]) == ("moe", [0])
+    assert document["moe"]["shared"]["join"] == "sigmoid_gate"
+
+
+def test_the_mean_of_both_and_sigmoids_of_the_chosen() -> None:
+    average = {"shared_expert_combination_strategy": "average"}
+    _, moe = experts_of(spec_of("cohere2_moe+rms_sigmoid", **average))
+    assert moe.router.scores == "sigmoid"
+    assert moe.shared is not None and moe.shared.join == "mean"
+
+
+def test_nested_keys_and_experts_behind_one_another() -> None:
+    """DBRX: its sizes lie in a configuration of their own, its experts in one flat matrix."""
+    spec = spec_of("dbrx")
+    kind, moe = experts_of(spec)
+    assert moe.router.num_experts.expr == "config.ffn_config.moe_num_experts"
+    assert moe.router.top_k.expr == "config.ffn_config.moe_top_k"
+    assert kind.mlp.intermediate_size.expr == "config.ffn_config.ffn_hidden_size"
+    assert kind.attention.qkv_clip is not None
+    assert kind.attention.qkv_clip.expr == "config.attn_config.clip_qkv"
+    held = stored(spec)
+    assert held[(GATE,)][1:] == ((128, 64), "flat")
+    assert held[(DOWN,)][1:] == ((128, 64), "flat", "transposed")
+
+
+def test_sparse_mixer() -> None:
+    sizes = {"num_hidden_layers": 2, "num_key_value_heads": 2, "num_attention_heads": 4,
+             "hidden_size": 64, "intermediate_size": 32, "vocab_size": 128}  # fmt: skip
+    _, moe = experts_of(infer_from("phimoe", {**sizes, "num_local_experts": 8}))
+    assert (moe.router.scores, moe.router.top_k) == ("sparsemixer", Quantity(2, "2"))
+    assert moe.router.jitter == Quantity(0.01, "config.router_jitter_noise")

@@ -101,6 +101,8 @@ def read_attention(layer: Layer) -> AttentionFacts:
     clips = {query.clip, key.clip, value.clip}
     if len(clips) > 1:
         raise _refused(layer, f"q, k and v are clipped differently: {sorted(map(str, clips))}")
+    if query.clips_normed != key.clips_normed:
+        raise _refused(layer, "queries and keys are clipped at different places")
     return AttentionFacts(
         heads=heads,
         kv_heads=key_columns.shape[0],

@@ -110,12 +110,9 @@ def read_parts(graph: Graph, where: str) -> Parts:
         Refused: There is a part without a label.
     """
     products = find_products(graph)
-    choice = next((node for node in graph.nodes if is_choice(node)), None)
-    if choice is None:
-        raise refused(where, "no choice among experts was seen")
-    router = _router(graph, products, choice, where)
+    choice, router = _choice(graph, products, where)
     chains = _chains(products, router)
-    routed = [chain for chain in chains if _is_routed(graph, chain, router)]
+    routed = _routed(graph, chains, router)
     shared = [chain for chain in chains if chain not in routed]
     used = {router, *(product for chain in chains for product in (chain.down, *chain.first))}
     others = [product for product in products.values() if product not in used]
@@ -140,6 +137,16 @@ def read_parts(graph: Graph, where: str) -> Parts:
     )
 
 
+def read_choice(graph: Graph, where: str) -> tuple[Matrix, str | None]:
+    """The router's projection, and the name of the selection bias.
+
+    Raises:
+        Refused: There is no choice by a linear router.
+    """
+    choice, router = _choice(graph, find_products(graph), where)
+    return _matrix([router]), _selection_bias(graph, choice, router, where)
+
+
 def refused(where: str, problem: str) -> Refused:
     """The refusal of this axis."""
     return Refused("moe", f"the layer of experts has no label: {problem}", where=where, hint=HINT)
@@ -158,13 +165,17 @@ def _taken(places: Sequence[Place], held: Tensors, expert: int, experts: int) ->
     return place.take(held[place.name], expert, experts)
 
 
-def _router(graph: Graph, products: Mapping[Value, Product], choice: Node, where: str) -> Product:
+def _choice(graph: Graph, products: Mapping[Value, Product], where: str) -> tuple[Node, Product]:
+    """The first choice for each token, and the product that it is made by."""
+    choice = next((node for node in graph.nodes if is_choice(node)), None)
+    if choice is None:
+        raise refused(where, "no choice among experts was seen")
     found = _sources(products, choice.args[0])
     if len(found) != 1 or found[0].weight.holding != "whole":
         raise refused(where, f"the choice is made by {len(found)} products with stored matrices")
     if strip(found[0].input) is not graph.tokens:
         raise refused(where, "the router sees something else than the layer's input")
-    return found[0]
+    return choice, found[0]
 
 
 def _sources(products: Mapping[Value, Product], value: Value) -> list[Product]:
@@ -194,6 +205,13 @@ def _chains(products: Mapping[Value, Product], router: Product) -> list[_Chain]:
     return chains
 
 
+def _routed(graph: Graph, chains: Sequence[_Chain], router: Product) -> list[_Chain]:
+    """The experts' chains: those of chosen tokens, or as many numbered ones as can be chosen."""
+    found = [chain for chain in chains if _is_routed(graph, chain, router)]
+    numbered = [chain for chain in chains if len(_numbers(chain)) == 1]
+    return found or (numbered if len(numbered) == router.rows else [])
+
+
 def _is_routed(graph: Graph, chain: _Chain, router: Product) -> bool:
     """Whether it is an expert's: of a part of a parameter, or applied to chosen tokens."""
     if any(product.weight.holding != "whole" for product in (*chain.first, chain.down)):
@@ -208,16 +226,25 @@ def _experts(graph: Graph, routed: list[_Chain], experts: int, where: str) -> Fe
         same = [chain for chain in routed if _names(chain) == _names(largest)]
         if len(same) != len(routed):
             raise refused(where, "experts lie in several parameters")
+        place = largest.down.weight
+        held = graph.model.get_parameter(place.name).shape[0]
+        if held % experts or (place.holding == "stacked" and held != experts):
+            raise refused(where, f"the router has {experts} outputs, {place.name} {held} entries")
         return _feed_forward(graph, largest, [largest], where)
     numbered: dict[int, _Chain] = {}
     for chain in routed:
-        numbers = {int(n) for name in _names(chain) for n in _NUMBER.findall(name)}
+        numbers = _numbers(chain)
         if len(numbers) != 1 or numbers & set(numbered):
             raise refused(where, f"the expert of {chain.down.weight.name} cannot be told")
         numbered[numbers.pop()] = chain
     if sorted(numbered) != list(range(experts)):
         raise refused(where, f"the router has {experts} outputs, but {len(numbered)} experts ran")
     return _feed_forward(graph, largest, [numbered[e] for e in range(experts)], where)
+
+
+def _numbers(chain: _Chain) -> set[int]:
+    """The numbers in the names of its parameters."""
+    return {int(n) for name in _names(chain) for n in _NUMBER.findall(name)}
 
 
 def _names(chain: _Chain) -> list[str]:

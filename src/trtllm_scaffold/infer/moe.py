@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from trtllm_scaffold.infer.experts import Parts, read_parts, refused
+from trtllm_scaffold.infer.experts import read_choice, read_parts, refused
+from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.moe_block import EXACT, Block, MoeFacts, difference, tensor_names
 from trtllm_scaffold.infer.record import record_module
 from trtllm_scaffold.infer.routed import Routed
@@ -17,7 +18,8 @@ __all__ = ["MoeFacts", "check_recorded", "is_like", "read_moe"]
 
 #: Tokens of the recorded call, of the fit, of the final comparison, and of that of a layer that
 #: is like another.
-_TRACED, _FITTED, _COMPARED, _REPEATED = 96, 2048, 4096, 512
+_TRACED, _FITTED, _COMPARED, _REPEATED = 192, 2048, 4096, 512
+_SPREAD = 0.05  # of a selection bias beside which every expert is chosen by some token
 
 
 def read_moe(module: nn.Module, name: str, width: int) -> MoeFacts:
@@ -32,10 +34,9 @@ def read_moe(module: nn.Module, name: str, width: int) -> MoeFacts:
         Refused: A part has no label, no formula explains the output, or several do.
     """
     block = Block(module, name, width)
-    graph = record_module(module, block.tokens(_TRACED, 0)[None])
-    parts = read_parts(graph, name)
-    x = block.tokens(_FITTED, 1)
-    with block.changed(_at_unit_size(block, parts, x)):
+    traced, x = block.tokens(_TRACED, 0)[None], block.tokens(_FITTED, 1)
+    with block.changed(_balanced(block, record_module(module, traced), x)):
+        parts = read_parts(record_module(module, traced), name)
         found = weights_on_output(block, parts, x) or weights_on_input(block, parts, x)
     if found is None:
         raise refused(name, "its output is no weighted sum of its experts' outputs")
@@ -73,7 +74,15 @@ def is_like(facts: MoeFacts, module: nn.Module, width: int) -> bool:
     return difference(facts, block, block.tokens(_REPEATED, 3)) <= EXACT
 
 
-def _at_unit_size(block: Block, parts: Parts, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The router's matrix at a scale at which no score is near its bounds, and no weight tiny."""
-    name = parts.router.weight[0].name
-    return {name: block.held[name] / block.logits(parts, x).std()}
+def _balanced(block: Block, graph: Graph, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A router with logits of unit size, and a small selection bias.
+
+    So no score is near its bounds, no weight is tiny, and every expert is chosen now and then.
+    """
+    router, bias = read_choice(graph, block.name)
+    name = router.weight[0].name
+    changed = {name: block.held[name] / router.apply(x, block.held, 0, 1).std()}
+    if bias is not None:
+        held = block.held[bias]
+        changed[bias] = (held - held.mean()) * (_SPREAD / held.std())
+    return changed

@@ -6,6 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from trtllm_scaffold.infer.keys import is_number
+
+#: Behind the name of a list with one number for all layers.
+FIRST = "[0]"
+
 #: What an expression over a configuration object reads: a key, or a key of a nested one.
 _READ = re.compile(r"\bconfig\.(\w+(?:\.\w+)?)")
 
@@ -16,15 +21,32 @@ def names_in(expr: str) -> tuple[str, ...]:
 
 
 def read_key(config: Any, name: str) -> Any:
-    """The value of a key, or of a nested one; None where there is none."""
-    for part in name.split("."):
+    """The value of a key, a nested one or the first of a list; None where there is none."""
+    for part in name.removesuffix(FIRST).split("."):
         config = getattr(config, part, None)
+    if name.endswith(FIRST):
+        return config[0] if isinstance(config, (list, tuple)) and config else None
     return config
 
 
 def nested_names(configs: Sequence[Any]) -> list[str]:
     """The dotted keys that every one of some configuration objects has."""
     found = [set(_dotted(config)) for config in configs]
+    return sorted(set.intersection(*found))
+
+
+def uniform_lists(configs: Sequence[Any]) -> list[str]:
+    """The keys under which every configuration has a list of equal numbers, as ``key[0]``."""
+    found = [
+        {
+            f"{key}{FIRST}"
+            for key in config.to_dict()
+            if isinstance(listed := getattr(config, key, None), (list, tuple))
+            and listed
+            and all(is_number(entry) and entry == listed[0] for entry in listed)
+        }
+        for config in configs
+    ]
     return sorted(set.intersection(*found))
 
 

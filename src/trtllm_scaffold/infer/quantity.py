@@ -12,7 +12,7 @@ from typing import Any
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.expressions import COMBINED, ONE, TWO, WITH_INTEGER, Form, Number
 from trtllm_scaffold.infer.keys import SYNONYMS, is_inert, is_number, is_token
-from trtllm_scaffold.infer.nested import names_in, nested_names, read_key
+from trtllm_scaffold.infer.nested import FIRST, names_in, nested_names, read_key, uniform_lists
 from trtllm_scaffold.infer.normalize import ROPE_KEYS, is_per_layer_type, rope_parameters
 from trtllm_scaffold.spec.quantity import Quantity
 
@@ -112,9 +112,8 @@ class Fitter:
         return any(map(self._is_computed, names_in(expr)))
 
     def _is_computed(self, name: str) -> bool:
-        if name in _computed(self._configs[-1]):  # read-only: a port could not set it anyway
-            return False
-        if "." in name:
+        # read-only ones could not be set by a port anyway
+        if name in _computed(self._configs[-1]) or "." in name:
             return False
         key = (getattr(self._configs[-1], "attribute_map", None) or {}).get(name, name)
         if name in self.held or key in self.held:
@@ -148,7 +147,8 @@ class Fitter:
     def _hinted(self, hints: Sequence[str]) -> list[str]:
         """The attributes that hints name, at the top or in a nested configuration."""
         names = list(self._columns)
-        return [name for hint in hints for name in names if f".{name}".endswith(f".{hint}")]
+        ends = {name: f".{name.removesuffix(FIRST)}" for name in names}
+        return [name for hint in hints for name in names if ends[name].endswith(f".{hint}")]
 
     def _candidates(
         self, observed: tuple[Number, ...], hints: Sequence[str], rtol: float
@@ -265,13 +265,17 @@ def _attributes(configs: Sequence[Any], held: Container[str]) -> list[str]:
     order = {name: index for index, name in enumerate(SYNONYMS)}
     safe = [
         name
-        for name in dict.fromkeys([*names, *nested_names(configs)])
-        if all(_NAME.fullmatch(part) and not keyword.iskeyword(part) for part in name.split("."))
+        for name in dict.fromkeys([*names, *nested_names(configs), *uniform_lists(configs)])
+        if all(map(_is_safe, name.removesuffix(FIRST).split(".")))
         and name.rpartition(".")[2] not in ROPE_KEYS
         and not is_token(name)
         and not is_inert(name)
     ]
     return sorted(safe, key=lambda name: (order.get(name, len(order)), name not in declared))
+
+
+def _is_safe(part: str) -> bool:
+    return bool(_NAME.fullmatch(part)) and not keyword.iskeyword(part)
 
 
 def _computed(config: Any) -> list[str]:

@@ -26,7 +26,7 @@ def weights_on_output(block: Block, parts: Parts, x: torch.Tensor) -> MoeFacts |
         weights = 2.0 * weights
     seen = Seen(block.logits(parts, x), weights, block.selection_bias(parts))
     found = fit_routing(seen, softcap=parts.softcap, softmax_first=parts.softmax_first)
-    routing = _only(block, found)
+    routing = only_one(found, block.name)
     if routing.renormalised and (routing.scores == "sigmoid" or routing.biased):
         routing = with_least_sum(block, parts, routing, 2.0 if join == "mean" else 1.0)
     return MoeFacts(block.name, parts, routing, weights.shape[-1], join, "output")
@@ -52,16 +52,21 @@ def weights_on_input(block: Block, parts: Parts, x: torch.Tensor) -> MoeFacts | 
     if not found:
         return None
     if len({facts.routing for facts in found}) > 1:
-        _only(block, [facts.routing for facts in found])
+        only_one([facts.routing for facts in found], block.name)
     return found[0]
 
 
-def _only(block: Block, found: list[Routing]) -> Routing:
+def only_one(found: list[Routing], name: str) -> Routing:
+    """The one formula that was found.
+
+    Raises:
+        Refused: There is none, or several that the data cannot tell apart.
+    """
     if not found:
-        raise refused(block.name, "the router's formula is none of the known ones")
+        raise refused(name, "the router's formula is none of the known ones")
     if len(found) > 1:
         shown = " and ".join(map(str, found[:2]))
-        raise refused(block.name, f"several formulas explain the router: {shown}")
+        raise refused(name, f"several formulas explain the router: {shown}")
     return found[0]
 
 

@@ -35,6 +35,7 @@ class Chain:
         linear: The projection.
         norm: The norm on the way, if any.
         clip: Bound of a clip on the way, if any.
+        clips_normed: The clip is behind the norm.
         segments: From the operand back to the projection.
         columns: [heads, head_dim]: for each entry of the operand at position 0 the output
             column of the projection that it holds.
@@ -52,6 +53,7 @@ class Chain:
     columns: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     factors: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     rotations: list[torch.Tensor | None] = field(default_factory=list)
+    clips_normed: bool = False
 
 
 def follow(layer: Layer, operand: Value, heads: int, what: str, transposed: bool) -> Chain:
@@ -96,20 +98,26 @@ def _boundaries(layer: Layer, operand: Value, what: str) -> Chain:
     """Split the way from `operand` to its projection at norms and clips."""
     norm: NormCall | None = None
     clip: float | None = None
+    clips_normed = False
     segments: list[Segment] = []
     target = operand
     while True:
         source = _source(layer, target, what)
         segments.append(Segment(source, target, layer.graph.path([source], target)))
         if source in layer.linears:
-            return Chain(operand, layer.linears[source], norm, clip, segments)
+            chain = Chain(operand, layer.linears[source], norm, clip, segments)
+            chain.clips_normed = clips_normed
+            return chain
         found = layer.norms.at(source) or norm_of_heads(layer, source)
         if found is not None:
             if norm is not None:
                 raise _refused(layer, what, "passes two norms")
             norm, target = found, found.input
+            clips_normed = clip is not None
             continue
         assert source.node is not None
+        if clip is not None:
+            raise _refused(layer, what, "is clipped twice")
         clip, target = _clip_bound(layer, source.node, what), source.node.args[0]
 
 

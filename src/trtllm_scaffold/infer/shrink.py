@@ -88,9 +88,11 @@ def shrink(
 
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
-    edits.update(tiny_moe(full, style, variant))
+    experts = tiny_moe(full, style, variant)
+    edits.update(experts)
     edits.update(nested_edits(source, full, lambda v: _inner_edits(v, sizes, style, variant)))
     edits.update(layer_edits(source, full, layers, kept, sizes))
+    edits.update({k: v[: len(kept)] for k, v in experts.items() if isinstance(v, list)})
     edits.update(without_dropout(source))
     edits.update(tokens_inside(full, sizes["vocab_size"]))
     if style == "odd":

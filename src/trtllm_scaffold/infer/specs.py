@@ -166,6 +166,7 @@ class Builder:
             softcap=self._optional("attention.softcap", lambda f: f.attention.softcap),
             sinks=facts.sinks is not None,
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
+            clips_normed=facts.query.clips_normed,
             output_gate=None if gate is None else gate.spec,
             output_norm=self.optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm

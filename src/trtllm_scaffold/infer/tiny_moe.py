@@ -70,7 +70,7 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
     """Return the tiny value of every key that counts experts or is a width of one.
 
     Kept: whether experts lie in groups and whether all groups are kept, one chosen expert, no
-    shared ones. Lists, one entry a layer, get the same number in every entry.
+    shared ones. In a list, one entry a layer, equal entries stay equal; others stay as they are.
 
     Args:
         full: Every value of the real configuration.
@@ -92,7 +92,7 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
             value = full.get(key)
             if is_size(value):
                 edits[key] = tiny[role]
-            elif _is_list(value):
+            elif _is_list(value) and len(set(value)) == 1:
                 edits[key] = [tiny[role]] * len(value)
     first, step = _WIDTHS[style, variant]
     for index, key in enumerate(key for key in WIDTH_KEYS if is_size(full.get(key))):

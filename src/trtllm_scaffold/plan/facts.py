@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
+from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, MlaSpec, ModelSpec, NormSpec, RopeSpec
 from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS, KERNEL_LATENT_WIDTHS
 
@@ -75,7 +76,7 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
 def _latent_rope_facts(rope: RopeSpec) -> list[Fact]:
     return [
         ("attention.latent_style", "inverse" if rope.inverse else rope.style),
-        ("attention.latent_scaling", rope.scaling.kind if rope.scaling else "none"),
+        ("attention.latent_scaling", _scaling(rope)),
     ]
 
 
@@ -111,11 +112,17 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
     return facts
 
 
+def _scaling(rope: RopeSpec) -> str:
+    if has_exact_ramp(rope):
+        return "yarn, ends not rounded"
+    return rope.scaling.kind if rope.scaling else "none"
+
+
 def _rope_facts(rope: RopeSpec) -> list[Fact]:
     return [
         ("position.style", rope.style),
         ("position.direction", "inverse" if rope.inverse else "usual"),
-        ("position.scaling", rope.scaling.kind if rope.scaling else "none"),
+        ("position.scaling", _scaling(rope)),
     ]
 
 

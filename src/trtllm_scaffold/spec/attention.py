@@ -58,6 +58,7 @@ class AttentionSpec:
         sinks: Whether a learned logit per head joins the softmax (an extra column without a
             value, or, which is equal, a factor sigmoid(logsumexp(scores) - sink)).
         qkv_clip: Bound on the absolute value of q, k and v, if any.
+        clips_normed: The bound applies to queries and keys behind their norm, not before it.
         output_gate: The gate on the output, if any.
         output_norm: A norm over all heads' outputs before the last projection, if any.
         mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
@@ -77,6 +78,7 @@ class AttentionSpec:
     softcap: Quantity | None = None
     sinks: bool = False
     qkv_clip: Quantity | None = None
+    clips_normed: bool = False
     output_gate: GateSpec | None = None
     output_norm: NormSpec | None = None
     mla: MlaSpec | None = None
