@@ -108,12 +108,7 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
     k = _read_key(layer, key, v.linear, heads)
     rope = _read_rope(layer, q, k)
     scales = _scales(layer, q, k)
-    if v.linear is not k.expansion or bool(((v.factors - 1.0).abs() > _EXACT).any()):
-        raise _refused(layer, "keys and values are not expanded by one projection")
-    if any(chain.norm is not None or chain.clip is not None for chain in (q, v)):
-        raise _refused(layer, "heads of queries or values are normed or clipped")
-    if any(rotation is not None for rotation in v.rotations):
-        raise _refused(layer, "the value is rotated by position")
+    _check_value(layer, q, v)
     latent, kv_norm = _normed_input(layer, k.expansion, "latent")
     kv_a, latent_columns = _columns(layer, latent, "latent")
     if kv_a is not k.projection:
@@ -137,46 +132,73 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
     return LatentAttention(mla, q, plain, v, scales, rope, source)
 
 
-def _read_key(layer: Layer, operand: Value, expansion: Linear, heads: int) -> _Key:
-    """Probe the key with one of its two projections at a time, the other one silent."""
+def _check_value(layer: Layer, query: Chain, value: Chain) -> None:
+    if bool(((value.factors - 1.0).abs() > _EXACT).any()):
+        raise _refused(layer, "values are multiplied by a constant")
+    if any(chain.norm is not None or chain.clip is not None for chain in (query, value)):
+        raise _refused(layer, "heads of queries or values are normed or clipped")
+    if any(rotation is not None for rotation in value.rotations):
+        raise _refused(layer, "the value is rotated by position")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Probe:
+    """Runs the way from both projections to the key operand on other numbers."""
+
+    layer: Layer
+    operand: Value
+    heads: int
+    projections: tuple[Linear, Linear]
+
+    def run(self, linear: Linear, values: torch.Tensor) -> torch.Tensor:
+        """[heads, sequence, width] of the first sequence, the other projection silent."""
+        graph = self.layer.graph
+        inputs = {lin.output: torch.zeros(lin.output.shape) for lin in self.projections}
+        inputs[linear.output] = values.expand(linear.output.shape)
+        try:
+            made = graph.replay(graph.path(list(inputs), self.operand), inputs, self.operand)
+        except ReplayError as err:
+            problem = "keys pass an in-place change that cannot be followed"
+            raise _refused(self.layer, problem) from err
+        return made.unflatten(0, (graph.tokens.shape[0], self.heads))[0].transpose(-1, -2)
+
+    def columns(self, linear: Linear, factors: torch.Tensor) -> torch.Tensor:
+        """[heads, width]: the column that each entry holds at position 0, by its factor there."""
+        numbers = torch.arange(1, linear.rows + 1, dtype=torch.float32)
+        return (self.run(linear, numbers)[:, 0] / factors).nan_to_num(0.0).round().long() - 1
+
+
+def _projections(layer: Layer, operand: Value, expansion: Linear) -> tuple[Linear, Linear]:
+    """The expansion of the latent, and the projection that makes the shared part."""
     found = sources(layer, operand)
     linears = [layer.linears.get(value) for value in found]
     other = [lin for lin in linears if lin is not None and lin is not expansion]
     if len(found) != 2 or len(other) != 1 or expansion not in linears:
         raise _refused(layer, f"keys are made from {len(found)} values, not from two projections")
-    projection = other[0]
-    batch, sequence = layer.graph.tokens.shape
-    given = {expansion.output: 0.0, projection.output: 0.0}
-    path = layer.graph.path(list(given), operand)
+    return expansion, other[0]
 
-    def run(linear: Linear, values: torch.Tensor) -> torch.Tensor:
-        """[heads, sequence, width] of the first sequence."""
-        inputs = {value: torch.zeros(value.shape) for value in given}
-        inputs[linear.output] = values.expand(linear.output.shape)
-        try:
-            made = layer.graph.replay(path, inputs, operand)
-        except ReplayError as err:
-            raise _refused(layer, "keys pass an in-place change that cannot be followed") from err
-        return made.unflatten(0, (batch, heads))[0].transpose(-1, -2)
 
-    one, two = (run(lin, torch.ones(lin.rows))[:, 0] for lin in (expansion, projection))
+def _read_key(layer: Layer, operand: Value, expansion: Linear, heads: int) -> _Key:
+    """Probe the key with one of its two projections at a time."""
+    expansion, projection = _projections(layer, operand, expansion)
+    probe = _Probe(layer, operand, heads, (expansion, projection))
+    alone = probe.run(expansion, torch.ones(expansion.rows))
+    one, two = alone[:, 0], probe.run(projection, torch.ones(projection.rows))[:, 0]
     plain, turned = (part[0] != 0 for part in (one, two))
-    if bool((plain == turned).any()) or not (plain.any() and turned.any()):
+    mixed = one[:, turned].any() or two[:, plain].any() or (plain == turned).any()
+    if bool(mixed) or not (plain.any() and turned.any()):
         raise _refused(layer, "an entry of the keys is made from both projections, or from none")
-
-    def numbered(linear: Linear, factors: torch.Tensor) -> torch.Tensor:
-        numbers = torch.arange(1, linear.rows + 1, dtype=torch.float32)
-        return (run(linear, numbers)[:, 0] / factors).nan_to_num(0.0).round().long() - 1
-
-    shared = numbered(projection, two)[:, turned]
+    if bool((alone != alone[:, :1]).any()) or bool((one != one[:1]).any()):
+        raise _refused(layer, "the plain part of the keys differs between heads or positions")
+    shared = probe.columns(projection, two)[:, turned]
     if bool((shared != shared[:1]).any()) or bool((two != two[:1]).any()):
         raise _refused(layer, "the rotated part of the keys differs between heads")
     places = turned.nonzero().flatten()
     rotation = matrices(
-        lambda vector: run(projection, vector)[0][:, places],
+        lambda vector: probe.run(projection, vector)[0][:, places],
         shared[0],
         projection.rows,
-        sequence,
+        layer.graph.tokens.shape[1],
     )
     if rotation is None:
         raise _refused(layer, "no part of the keys is rotated")
@@ -185,7 +207,7 @@ def _read_key(layer: Layer, operand: Value, expansion: Linear, heads: int) -> _K
         projection=projection,
         plain=plain.nonzero().flatten(),
         turned=places,
-        columns=numbered(expansion, one)[:, plain],
+        columns=probe.columns(expansion, one)[:, plain],
         shared=shared[0],
         factors=(one + two)[0],
         rotation=rotation,

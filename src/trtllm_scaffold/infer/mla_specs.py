@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 _MEASURED = 1e-3
 
 
-def build_mla(builder: Builder) -> MlaSpec:
+def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
     """The spec of the latents.
+
+    Args:
+        builder: Of the kind.
+        scale_form: How the softmax scale goes with the layer; nothing may.
 
     Raises:
         Refused: No key explains a width, or the softmax scale is another.
@@ -43,6 +47,8 @@ def build_mla(builder: Builder) -> MlaSpec:
         assert found is not None
         return found
 
+    if scale_form:
+        raise Refused("attention.scale", f"latent attention whose scale is {scale_form}")
     first = builder.first.attention
     has_query = read(builder.observations[0]).q_a is not None
     return MlaSpec(

@@ -147,7 +147,7 @@ class Builder:
     def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
-        mla = None if facts.mla is None else build_mla(self)
+        mla = None if facts.mla is None else build_mla(self, scale_form)
         spec = AttentionSpec(
             num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
             num_key_value_heads=fit(

@@ -76,7 +76,7 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
 def _latent_rope_facts(rope: RopeSpec) -> list[Fact]:
     return [
         ("attention.latent_style", "inverse" if rope.inverse else rope.style),
-        ("attention.latent_scaling", rope.scaling.kind if rope.scaling else "none"),
+        ("attention.latent_scaling", _scaling(rope)),
     ]
 
 

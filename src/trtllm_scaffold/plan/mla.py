@@ -76,8 +76,8 @@ def plan_mla(spec: ModelSpec) -> Answers:
         return {"latent_q_eps": "", "latent_kv_eps": "", "latent_pairs": False}
     _check_scaling(spec)
     rope = spec.position.rope
-    if rope is None:
-        raise Refused("position.kind", "latent attention without a rotated part")
+    if rope is None or {kind.rope for kind in spec.layer_kinds} != {rope}:
+        raise Refused("position.rope", "latent attention whose layers do not all rotate alike")
     return {
         "latent_q_eps": _own_eps(spec, mla.q_norm.eps if mla.q_norm else None),
         "latent_kv_eps": _own_eps(spec, mla.kv_norm.eps),
