@@ -409,6 +409,7 @@ SPECS: dict[str, ModelSpec] = {
         original_max_position_embeddings=16,
     ),
     "yarn": _scaled("yarn", factor=4.0, original_max_position_embeddings=16),
+    "yarn_exact": _scaled("yarn", factor=4.0, original_max_position_embeddings=16, truncate=False),
     "mistral": with_attention(llama(), window=key("sliding_window", 8)),
     "qwen2": with_attention(llama(), q_bias=True, k_bias=True, v_bias=True),
     "qwen3": with_attention(llama(), qk_norm=QKNormSpec(RMS, "head")),

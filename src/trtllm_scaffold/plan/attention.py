@@ -7,6 +7,7 @@ import dataclasses
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of, constant
+from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
 
 
@@ -31,10 +32,14 @@ def _without_window(kind: LayerKind) -> AttentionSpec:
     return dataclasses.replace(kind.attention, window=None)
 
 
-def _q_scaling(attention: AttentionSpec) -> str:
+def _q_scaling(attention: AttentionSpec, exact_ramp: bool) -> str:
     """The argument that turns TensorRT-LLM's scale into the model's, or nothing."""
     if attention.has_default_scale and "layer_idx" not in attention.scale.expr:
-        return ""
+        return "rope_magnitude(config) ** -2" if exact_ramp else ""
+    if exact_ramp:
+        raise Refused(
+            "position.scaling", "yarn with truncate false, and a softmax scale of its own"
+        )
     if attention.scale.value == 1 and attention.scale.is_constant:
         return "config.head_dim**-0.5"
     return f"1 / ({code(attention.scale)} * config.head_dim**0.5)"
@@ -82,7 +87,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_base": "QKNormRoPEAttention" if native else "Attention",
         "attention_qkv_bias": attention.q_bias,
         "attention_o_bias": attention.o_bias,
-        "attention_q_scaling": _q_scaling(attention),
+        "attention_q_scaling": _q_scaling(attention, has_exact_ramp(spec.position.rope)),
         "attention_scale": code(attention.scale),
         "attention_window": code(window),
         "attention_window_condition": condition,

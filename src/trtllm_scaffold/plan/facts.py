@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
+from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, NormSpec, RopeSpec
 from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS
 
@@ -82,11 +83,17 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
     return facts
 
 
+def _scaling(rope: RopeSpec) -> str:
+    if has_exact_ramp(rope):
+        return "yarn, ends not rounded"
+    return rope.scaling.kind if rope.scaling else "none"
+
+
 def _rope_facts(rope: RopeSpec) -> list[Fact]:
     return [
         ("position.style", rope.style),
         ("position.direction", "inverse" if rope.inverse else "usual"),
-        ("position.scaling", rope.scaling.kind if rope.scaling else "none"),
+        ("position.scaling", _scaling(rope)),
     ]
 
 

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Hashable
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.spec import LayerKind, ModelSpec
+
+
+#: Comparison -> how its opposite is written.
+_OPPOSITES: dict[type[ast.cmpop], str] = {
+    ast.In: "not in",
+    ast.NotIn: "in",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Lt: ">=",
+    ast.LtE: ">",
+    ast.Gt: "<=",
+    ast.GtE: "<",
+}
+
+
+def negated(condition: str) -> str:
+    """The opposite of `condition`, as one would write it."""
+    body = ast.parse(condition, mode="eval").body
+    if not isinstance(body, ast.Compare) or len(body.ops) > 1:
+        return f"not ({condition})"
+    left, right = (ast.unparse(part).replace("'", '"') for part in (body.left, body.comparators[0]))
+    return f"{left} {_OPPOSITES[type(body.ops[0])]} {right}"
 
 
 def condition_of(
@@ -23,7 +46,7 @@ def condition_of(
     if len(having) == 1 and having[0].condition:
         return having[0].condition
     if len(lacking) == 1 and lacking[0].condition:
-        return f"not ({lacking[0].condition})"
+        return negated(lacking[0].condition)
     if all(kind.condition for kind in having):
         return " or ".join(kind.condition for kind in having)
     raise Refused(fact, "layers differ, and nothing in the configuration says which is which")

@@ -17,6 +17,7 @@ _NOTHING: Answers = {
     "rope_partial": False,
     "rope_dim": "",
     "rope_scaling": "",
+    "rope_exact_ramp": False,
     "rope_scalings": [],
     "rope_original_length": False,
     "rope_theta": "",
@@ -33,10 +34,24 @@ _NOTHING: Answers = {
 }
 
 
-def _check_yarn(scaling: RopeScaling) -> None:
-    """TensorRT-LLM always rounds the ramp's ends, as HF does unless `truncate` is off."""
-    if scaling.get("truncate") is False:
-        raise Refused("position.scaling", "yarn with truncate false: TensorRT-LLM truncates")
+def has_exact_ramp(rope: RopeSpec | None) -> bool:
+    """Whether yarn's ramp ends between dimensions: TensorRT-LLM's own yarn rounds the ends."""
+    scaling = rope.scaling if rope else None
+    return scaling is not None and scaling.kind == "yarn" and scaling.get("truncate") is False
+
+
+def _check_exact_ramp(spec: ModelSpec, ropes: list[RopeSpec]) -> None:
+    """The port gives each dimension its factor, and puts the magnitude into the softmax scale."""
+    attention = spec.layer.attention
+    problem = ""
+    if len(ropes) > 1:
+        problem = "where layers rotate differently"
+    elif ropes[0].dim.value != attention.head_dim.value:
+        problem = "over a part of each head"
+    elif attention.softcap is not None:
+        problem = "with capped scores"
+    if problem:
+        raise Refused("position.scaling", f"yarn with truncate false {problem}")
 
 
 def _check_longrope_factor(scaling: RopeScaling, max_positions: float) -> None:
@@ -77,8 +92,9 @@ def _rope(spec: ModelSpec) -> Answers:
     for scaling in scalings:
         if scaling.kind == "longrope":
             _check_longrope_factor(scaling, spec.max_position_embeddings.value)
-        if scaling.kind == "yarn":
-            _check_yarn(scaling)
+    exact = any(map(has_exact_ramp, ropes))
+    if exact:
+        _check_exact_ramp(spec, ropes)
     kind = _one("position.scaling", {scaling.kind for scaling in scalings})
     head_dim = spec.layer.attention.head_dim.value
     by_type = any(rope.layer_type for rope in ropes)
@@ -95,6 +111,7 @@ def _rope(spec: ModelSpec) -> Answers:
         "rope_partial": partial and not dim,
         "rope_dim": dim,
         "rope_scaling": kind,
+        "rope_exact_ramp": exact,
         "rope_scalings": plain + ([kind] if kind else []),
         "rope_original_length": kind in _TAKES_ORIGINAL,
         "rope_theta": _one("position.rope.theta", thetas),

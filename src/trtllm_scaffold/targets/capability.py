@@ -87,6 +87,9 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("position.scaling", "linear"): _NATIVE,
     ("position.scaling", "llama3"): _NATIVE,
     ("position.scaling", "yarn"): _NATIVE,
+    ("position.scaling", "yarn, ends not rounded"): _expressed(
+        "the factor of each dimension is computed in the port's configuration"
+    ),
     ("position.scaling", "dynamic"): _refused(
         "TensorRT-LLM has one rotary table per engine, HF one per sequence length"
     ),
