@@ -41,6 +41,7 @@ def contents(port: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.parity_core
 @pytest.mark.parametrize("name", PORTED)
 def test_becomes_a_proven_port(name: str, tmp_path: Path) -> None:
     result = make(name, tmp_path, prove=True)

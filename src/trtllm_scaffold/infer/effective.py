@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.infer.normalize import both_spellings
 from trtllm_scaffold.sources.hf_class import HFClasses
 
 
@@ -17,7 +18,7 @@ def build_config(raw: Mapping[str, Any], classes: HFClasses) -> Any:
     Raises:
         InputError: The class rejects the values.
     """
-    values = copy.deepcopy(dict(raw))
+    values = copy.deepcopy(both_spellings(raw))
     try:
         return classes.config_class.from_dict(values)
     except Exception as error:  # HF classes raise whatever a hostile value provokes

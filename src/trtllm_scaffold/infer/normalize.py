@@ -78,6 +78,26 @@ def rope_parameters(source: Any) -> dict[str, Any]:
     return _flat(merged, get)
 
 
+def both_spellings(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """`raw` with its ``rope_parameters`` told in the keys of transformers 4 as well.
+
+    transformers 4 does not read a file that 5 has saved: it keeps the dict as an attribute and
+    takes its defaults. 5 accepts both spellings side by side.
+    """
+    told = raw.get("rope_parameters")
+    if not isinstance(told, Mapping):
+        return dict(raw)
+    nested = {key: value for key, value in told.items() if isinstance(value, Mapping)}
+    flat = nested.get("full_attention", {}) if nested else told
+    older = {key: flat[key] for key in SPELLINGS if key in flat}
+    if "rope_theta" in nested.get("sliding_attention", {}):
+        older["rope_local_base_freq"] = nested["sliding_attention"]["rope_theta"]
+    scaling = {key: value for key, value in flat.items() if key not in SPELLINGS}
+    if scaling.get("rope_type", "default") != "default":
+        older["rope_scaling"] = scaling
+    return {**raw, **{key: value for key, value in older.items() if raw.get(key) is None}}
+
+
 def is_per_layer_type(parameters: Mapping[str, Any]) -> bool:
     """Whether `rope_parameters` returned one dict per layer type."""
     return bool(parameters) and all(isinstance(value, Mapping) for value in parameters.values())

@@ -10,7 +10,12 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
 from trtllm_scaffold.infer.nested import nested_edits
-from trtllm_scaffold.infer.normalize import ORIGINAL, is_per_layer_type, rope_parameters
+from trtllm_scaffold.infer.normalize import (
+    ORIGINAL,
+    both_spellings,
+    is_per_layer_type,
+    rope_parameters,
+)
 from trtllm_scaffold.infer.tiny_layers import (
     Rows,
     kept_layers,
@@ -65,14 +70,14 @@ def shrink(
         whole_depth: Keep every layer; by default one of each kind.
 
     Returns:
-        JSON-plain keys in the spelling of `raw`. The quantization is left out, unknown keys
-        are kept.
+        JSON-plain keys in the spelling of `raw`, and in the older one beside it. The
+        quantization is left out, unknown keys are kept.
 
     Raises:
         InputError: The class rejects the configuration.
         Refused: A size is missing, or some cannot be made small.
     """
-    source = {k: v for k, v in json.loads(json.dumps(dict(raw))).items()}
+    source = json.loads(json.dumps(dict(raw)))
     for key in _NOT_OF_THE_MODEL:
         if key != "auto_map" or not classes.remote:
             source.pop(key, None)
@@ -103,7 +108,7 @@ def shrink(
     tiny.update(
         unknown_edits(tiny, full, layers, edits, classes, style, variant, counts=not whole_depth)
     )
-    return tiny
+    return both_spellings(tiny)
 
 
 def _kept(rows: Rows, style: Style, variant: int) -> tuple[int, ...]:

@@ -211,7 +211,12 @@ def _biases(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def save_checkpoint(model: torch.nn.Module, folder: Path) -> None:
-    """Store `model` as HF does, so that names and layouts are those of real checkpoints."""
+    """Store `model` as HF does, so that names and layouts are those of real checkpoints.
+
+    Its generation settings are not: some are refused beside the cache that a proof turns off.
+    """
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config = type(model.generation_config)()
     model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
 
 
