@@ -187,14 +187,14 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
         "moe.logit_bias": bool(moe.parts.router.bias),
         "moe.selection_bias": routing.biased,
         "moe.groups": routing.group_score if routing.num_groups > 1 else None,
-        "moe.epsilon": routing.epsilon,
+        "moe.epsilon": _presence(routing.epsilon != 0.0),
         "moe.floor": _presence(routing.floor != 0.0),
         "moe.scaling": _presence(not is_one(routing.scaling)),
         "moe.softcap": _presence(routing.softcap is not None),
         "moe.weight_on": moe.weight_on,
         "moe.clamp": _presence(gating.clamp is not None),
         "moe.swish_beta": _presence(gating.beta != 1.0),
-        "moe.up_offset": gating.offset,
+        "moe.up_offset": _presence(gating.offset != 0.0),
         "moe.shared": None if facts.shared is None else moe.join,
         **shared,
     }
@@ -213,6 +213,8 @@ def _moe_numbers(facts: LayerFacts) -> dict[str, Label]:
         "moe.cap": _short(routing.softcap),
         "moe.bound": _short(gating.clamp),
         "moe.beta": _short(gating.beta),
+        "moe.offset": _short(gating.offset),
+        "moe.added": _short(routing.epsilon),
         "moe.expert.intermediate_size": facts.mlp.intermediate_size,
         "moe.shared.intermediate_size": None
         if facts.shared is None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.gating import Gating
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.labels import is_one
@@ -58,7 +59,7 @@ class FeedForwardBuilder:
             swish_beta=self._optional(
                 "moe.swish_beta", lambda f: _gating(f).beta, is_one(gating.beta)
             ),
-            up_offset=gating.offset,
+            up_offset=self._fixed("moe.up_offset", lambda f: _gating(f).offset),
         )
         compared = f"{moe.compared} random tokens within 1e-05 of the largest output"
         self.builder.witnesses.trace("moe.formula", moe.name, compared)
@@ -97,7 +98,7 @@ class FeedForwardBuilder:
             top_k=self._count("top_k", lambda m: m.routing.top_k),
             logit_bias=bool(moe.parts.router.bias),
             renormalised=routing.renormalised,
-            epsilon=routing.epsilon,
+            epsilon=self._fixed("moe.epsilon", lambda f: _present(f.moe).routing.epsilon),
             selection_bias=routing.biased,
             num_groups=self._count("num_groups", lambda m: m.routing.num_groups)
             if grouped
@@ -124,6 +125,19 @@ class FeedForwardBuilder:
             lambda o: read(_present(self.builder.at(o).moe)),
             hints=self._held_first(EXPERT_KEYS[role]),
         )
+
+    def _fixed(self, fact: str, read: Callable[[LayerFacts], float]) -> float:
+        """A number that is the class's own."""
+        seen = [read(self.builder.at(observation)) for observation in self.builder.observations]
+        if len(set(seen)) > 1:
+            raise Refused(
+                "moe",
+                f"{fact} is {seen[0]:g} and {seen[1]:g} in two tiny models",
+                where=self.builder.first.layer.name,
+                hint="a constant of the class is expressed",
+            )
+        self.builder.witnesses.trace(fact, self.builder.first.layer.name, seen[0])
+        return seen[0]
 
     def _held_first(self, keys: Sequence[str]) -> list[str]:
         """Keys that the file holds first: not every generation knows the canonical names."""
