@@ -71,6 +71,25 @@ def test_longrope_without_a_query_latent_on_1_4_alone(tmp_path: Path) -> None:
     check(make(tmp_path, "1.4", "MiniCPM3ForCausalLM", "minicpm3", **given))
 
 
+@pytest.mark.slow
+def test_latents_beside_layers_of_experts(tmp_path: Path) -> None:
+    experts = {
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 112,
+        "routed_scaling_factor": 1.7,
+    }
+    given = {"rope_parameters": YARN, **experts}
+    result = make(tmp_path, "1.2", "DeepseekV3ForCausalLM", "deepseek_v3", **given)
+    check(result)
+    names = {item.name for item in result.checks if item.status == "passed"}
+    assert {"parallel EP 2", "parallel attention DP 2"} <= names
+
+
 #: File of the port, what stands there, and the mistake.
 FAULTS = (
     ("weights_youtu.py", "for second in (0, 1)]", "for second in (1, 0)]"),

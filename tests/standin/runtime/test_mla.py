@@ -73,6 +73,20 @@ def test_each_form_of_kv_b_is_read(name):
         check(follow(Session(api, layer, config, "TRTLLM"), sequences()), False)
 
 
+def test_decoding_with_the_fixed_tensors_of_a_cuda_graph():
+    """A captured batch is padded to the cache's whole width: what lies beyond must not be seen."""
+    api, layer, config = build(Case("1.2"))
+    session = Session(api, fill(layer, weights(False)), config, "TRTLLM")
+    lengths = (9, 23, 12)
+    inputs = sequences()
+    session.step([(i, x[:n]) for i, (x, n) in enumerate(zip(inputs, lengths, strict=True))])
+    session.metadata = session.metadata.create_cuda_graph_metadata(3)
+    steps = [(i, x[n : n + 1]) for i, (x, n) in enumerate(zip(inputs, lengths, strict=True))]
+    for found, x, n in zip(session.step([], steps), inputs, lengths, strict=True):
+        wanted = formula(x[: n + 1], weights(False), False)[n]
+        torch.testing.assert_close(found[0].double(), wanted, atol=5e-6, rtol=0)
+
+
 @states("B-13")
 def test_backends_of_1_2_other_than_trtllm_have_none():
     with pytest.raises(AssertionError, match="VANILLA backend of TensorRT-LLM 1.2"):
