@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.spec import LayerKind, ModelSpec
 
-
 #: Comparison -> how its opposite is written.
 _OPPOSITES: dict[type[ast.cmpop], str] = {
     ast.In: "not in",
