@@ -64,6 +64,8 @@ class Crowd(nn.Module):
         choice = scores if config.crowd == "identity" else scores + self.shift
         if config.crowd == "bias on logits":
             choice = logits + self.shift
+        if config.crowd == "bias on squares":
+            choice = scores.square() + self.shift
         if config.crowd == "groups masked to zero":
             grouped = choice.unflatten(-1, (2, -1))
             best = grouped.amax(-1, keepdim=True)

@@ -44,9 +44,16 @@ def test_misleading_names_change_nothing(way: str) -> None:
     assert roles["tower.{i}.mlp.gates.{e}.router.weight"] == ("moe.down.weight",)
 
 
+def test_a_bias_on_the_logits_is_told_from_one_on_the_scores() -> None:
+    seen = observe(crowd(crowd="bias on logits"), CLASSES.config_class, CLASSES.model_class, seed=0)
+    moe = seen.layers[0].moe
+    assert moe is not None and moe.routing.biased
+    assert (moe.routing.scores, moe.routing.epsilon) == ("topk_sigmoid", 1e-6)
+
+
 @pytest.mark.parametrize(
     "trick",
-    ["identity", "state", "content", "softmax of squares", "bias on logits",
+    ["identity", "state", "content", "softmax of squares", "bias on squares",
      "groups masked to zero", "length", "softplus experts", "token before"],
 )  # fmt: skip
 def test_what_has_no_label_is_refused(trick: str) -> None:
@@ -75,6 +82,7 @@ def test_formulas_that_the_data_cannot_tell_apart_are_refused() -> None:
         Routing("sigmoid", 3, biased=True, num_groups=4, top_groups=2, group_score="top2_sum"),
         Routing("softmax", 3, num_groups=6, top_groups=2),
         Routing("topk_softmax", 3, softcap=2.0),
+        Routing("topk_sigmoid", 3, renormalised=True, biased=True),
     ],
     ids=lambda routing: f"{routing.scores}-{routing.num_groups}",
 )
