@@ -88,7 +88,7 @@ def shrink(
 
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
-    experts = tiny_moe(full, style, variant)
+    experts = tiny_moe(full, style, variant, attribute_map)
     edits.update(experts)
     edits.update(nested_edits(source, full, lambda v: _inner_edits(v, sizes, style, variant)))
     edits.update(layer_edits(source, full, layers, kept, sizes))
