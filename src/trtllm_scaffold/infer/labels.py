@@ -145,6 +145,8 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
+        "attention.chunked": attention.chunked,
+        "attention.query_factor": _presence(attention.query_factor is not None),
         "attention.clips_normed": attention.query.clips_normed,
         "attention.output_gate": _gate_label(attention.gate),
         "attention.output_norm": _norm_label(attention.output_norm),

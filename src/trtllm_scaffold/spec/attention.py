@@ -42,6 +42,17 @@ class GateSpec:
 
 
 @dataclass(frozen=True)
+class QueryFactorSpec:
+    """A factor on queries that grows with the position, in steps.
+
+    It is ``1 + scale * log(1 + floor((position + 1) / period))``.
+    """
+
+    scale: Quantity
+    period: Quantity
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """Softmax attention of one layer kind.
 
@@ -52,6 +63,8 @@ class AttentionSpec:
         q_bias, k_bias, v_bias, o_bias: Whether each projection adds a bias.
         scale: The factor on q.k before the softmax; its expression may use ``layer_idx``.
         window: Visible keys including the current one, or None for all.
+        chunked: The window does not slide: visible are the keys since the last position that is
+            a multiple of its size.
         qk_norm: The query-key norm, if any.
         softcap: c of ``c * tanh(scores / c)``, if any.
         sinks: Whether a learned logit per head joins the softmax (an extra column without a
@@ -60,6 +73,7 @@ class AttentionSpec:
         clips_normed: The bound applies to queries and keys behind their norm, not before it.
         output_gate: The gate on the output, if any.
         output_norm: A norm over all heads' outputs before the last projection, if any.
+        query_factor: The factor on queries that grows with the position, if any.
     """
 
     num_attention_heads: Quantity
@@ -78,6 +92,8 @@ class AttentionSpec:
     clips_normed: bool = False
     output_gate: GateSpec | None = None
     output_norm: NormSpec | None = None
+    chunked: bool = False
+    query_factor: QueryFactorSpec | None = None
 
     @property
     def kind(self) -> str:
