@@ -12,6 +12,7 @@ from trtllm_scaffold.sources.hf_class import HFClasses
 
 class CrowdConfig(OddConfig):
     model_type = "crowd-fork"
+    attribute_map = {"num_experts": "branches"}
 
     def __init__(self, branches=8, picks=2, branch_width=96, boost=1.3, crowd="plain", **kwargs):
         self.branches, self.picks, self.branch_width = branches, picks, branch_width
@@ -26,7 +27,8 @@ class Norm(nn.Module):
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.branch_width)
         self.bias = nn.Linear(config.hidden_size, config.branch_width, bias=False)
-        self.router = nn.Linear(config.branch_width, config.hidden_size, bias=False)
+        last = nn.Linear(config.branch_width, config.hidden_size, bias=False)
+        self.router = nn.Sequential(nn.Identity(), last)  # a number of its own in the name
         self.crowd = config.crowd
 
     def forward(self, x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from trtllm_scaffold.infer.attention import AttentionFacts
@@ -12,6 +13,8 @@ from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.output import GateFacts
 from trtllm_scaffold.infer.roles import norm_name
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 Label = str | int | float | bool | None
 
@@ -81,7 +84,7 @@ def _roles(observation: Observation) -> set[tuple[str, str]]:
         if role.head is not None:
             name, role = fold_number(name, role.head, "{j}"), replace(role, head=0)
         if role.expert is not None:
-            name, role = fold_number(name, role.expert, "{e}"), replace(role, expert=0)
+            name, role = _NUMBER.sub("#", name), replace(role, expert=0)
         found.add((name, str(role)))
     return found
 

@@ -90,8 +90,8 @@ def shrink(
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
     named = set(edits)
     edits.update(_equal_edits(full, real, sizes, named))
-    by_chance = set(edits) - named
-    experts = tiny_moe(full, style, variant)
+    experts = tiny_moe(full, style, variant, attribute_map)
+    by_chance = set(edits) - named - set(experts)
     edits.update(experts)
     edits.update(nested_edits(source, full, lambda v: _inner_edits(v, sizes, style, variant)))
     edits.update(layer_edits(source, full, layers, kept, sizes))
