@@ -48,11 +48,14 @@ class Crowd(nn.Module):
         self.expert = nn.Linear(config.hidden_size, config.branches + extra)
         self.shift = nn.Parameter(torch.zeros(config.branches))
         self.gates = nn.ModuleList([Norm(config) for _ in range(config.branches)])
-        self.state = None
+        self.state = self.trail = None
 
-    def forward(self, x):
+    def logits(self, x):
         config, flat = self.config, x.flatten(0, 1)
         logits = self.expert(flat)
+        if config.crowd == "carried" and self.trail is not None:  # from layer to layer
+            logits = logits + sum(self.trail)
+            self.trail.append(logits)
         if config.crowd == "state":  # of the call before
             before, self.state = self.state, logits.mean(0, keepdim=True)
             logits = logits if before is None else logits + before
@@ -60,6 +63,10 @@ class Crowd(nn.Module):
             logits = logits + flat[:, :1].sin()
         if config.crowd == "token before":
             logits = logits + self.expert(x.roll(1, 1).flatten(0, 1))
+        return logits
+
+    def forward(self, x):
+        config, flat, logits = self.config, x.flatten(0, 1), self.logits(x)
         scores = logits.sigmoid()
         if config.crowd == "softmax of squares":
             scores = logits.square().softmax(-1)
@@ -100,6 +107,15 @@ class CrowdForCausalLM(OddForCausalLM):
         super().__init__(config)
         for floor in self.tower:
             floor.mlp = Crowd(config)
+
+    def forward(self, *args, **kwargs):
+        trail = []
+        for floor in self.tower:
+            floor.mlp.trail = trail
+        result = super().forward(*args, **kwargs)
+        for floor in self.tower:
+            floor.mlp.trail = None
+        return result
 
 
 CLASSES = HFClasses(config_class=CrowdConfig, model_class=CrowdForCausalLM)

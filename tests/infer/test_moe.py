@@ -164,3 +164,21 @@ def test_every_expert_of_a_real_checkpoint_is_explained(tmp_path: Path) -> None:
     assert tensors.pop("model.layers.1.block_sparse_moe.experts.3.w1.weight")
     with pytest.raises(InputError, match=r"1 of \d+ tensors are missing .*layers.1.*experts.3.w1"):
         infer(replace(sources, header=replace(sources.header, tensors=tensors)), classes)
+
+
+def test_weights_on_the_input_and_a_list_of_layers() -> None:
+    """Llama 4: the chosen expert sees the token times its sigmoid; every other layer is dense."""
+    spec = spec_of("llama4_text")
+    kind, moe = experts_of(spec)
+    assert (moe.router.scores, moe.router.renormalised, moe.weight_on) == (
+        "sigmoid",
+        False,
+        "input",
+    )
+    assert moe.router.top_k == Quantity(1, "config.num_experts_per_tok")
+    assert moe.shared is not None and moe.shared.join == "sum"
+    assert kind.mlp.intermediate_size == Quantity(32, "config.intermediate_size")
+    assert [spec.layer_kinds[i].moe is not None for i in spec.layer_pattern] == [False, True] * 2
+    dense = {k.mlp.intermediate_size for k in spec.layer_kinds if k.moe is None}
+    assert dense == {Quantity(96, "config.intermediate_size_mlp")}
+    assert "config.moe_layers" in kind.condition

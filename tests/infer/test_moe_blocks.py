@@ -10,7 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from zoo_specs import ENTRIES
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.moe import MoeFacts, read_moe
+from trtllm_scaffold.infer.moe import MoeFacts, read_block
 from trtllm_scaffold.infer.tiny import build
 
 GROUPED = {"n_routed_experts": 12, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
@@ -21,7 +21,7 @@ def read(name: str, block: str, **changes: Any) -> MoeFacts:
     config = AutoConfig.for_model(entry.model_type, **{**entry.overrides, **changes})
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model, _ = build(config.to_dict(), type(config), model_class, seed=0)
-    return read_moe(model.get_submodule(f"model.layers.1.{block}"), block, config.hidden_size)
+    return read_block(model.get_submodule(f"model.layers.1.{block}"), block, config.hidden_size)
 
 
 def test_deepseek_v2_keeps_the_groups_of_the_largest_scores() -> None:

@@ -55,7 +55,7 @@ def test_a_bias_on_the_logits_is_told_from_one_on_the_scores() -> None:
 @pytest.mark.parametrize(
     "trick",
     ["identity", "state", "content", "softmax of squares", "bias on squares",
-     "groups masked to zero", "length", "softplus experts", "token before"],
+     "groups masked to zero", "length", "softplus experts", "token before", "carried"],
 )  # fmt: skip
 def test_what_has_no_label_is_refused(trick: str) -> None:
     with pytest.raises(Refused) as caught:
