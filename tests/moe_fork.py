@@ -12,6 +12,7 @@ from trtllm_scaffold.sources.hf_class import HFClasses
 
 class CrowdConfig(OddConfig):
     model_type = "crowd-fork"
+    attribute_map = {"num_experts": "branches"}
 
     def __init__(self, branches=8, picks=2, branch_width=96, boost=1.3, crowd="plain", **kwargs):
         self.branches, self.picks, self.branch_width = branches, picks, branch_width
@@ -26,7 +27,8 @@ class Norm(nn.Module):
         super().__init__()
         self.down = nn.Linear(config.hidden_size, config.branch_width)
         self.bias = nn.Linear(config.hidden_size, config.branch_width, bias=False)
-        self.router = nn.Linear(config.branch_width, config.hidden_size, bias=False)
+        last = nn.Linear(config.branch_width, config.hidden_size, bias=False)
+        self.router = nn.Sequential(nn.Identity(), last)  # a number of its own in the name
         self.crowd = config.crowd
 
     def forward(self, x):
@@ -46,11 +48,14 @@ class Crowd(nn.Module):
         self.expert = nn.Linear(config.hidden_size, config.branches + extra)
         self.shift = nn.Parameter(torch.zeros(config.branches))
         self.gates = nn.ModuleList([Norm(config) for _ in range(config.branches)])
-        self.state = None
+        self.state = self.trail = None
 
-    def forward(self, x):
+    def logits(self, x):
         config, flat = self.config, x.flatten(0, 1)
         logits = self.expert(flat)
+        if config.crowd == "carried" and self.trail is not None:  # from layer to layer
+            logits = logits + sum(self.trail)
+            self.trail.append(logits)
         if config.crowd == "state":  # of the call before
             before, self.state = self.state, logits.mean(0, keepdim=True)
             logits = logits if before is None else logits + before
@@ -58,12 +63,18 @@ class Crowd(nn.Module):
             logits = logits + flat[:, :1].sin()
         if config.crowd == "token before":
             logits = logits + self.expert(x.roll(1, 1).flatten(0, 1))
+        return logits
+
+    def forward(self, x):
+        config, flat, logits = self.config, x.flatten(0, 1), self.logits(x)
         scores = logits.sigmoid()
         if config.crowd == "softmax of squares":
             scores = logits.square().softmax(-1)
         choice = scores if config.crowd == "identity" else scores + self.shift
         if config.crowd == "bias on logits":
             choice = logits + self.shift
+        if config.crowd == "bias on squares":
+            choice = scores.square() + self.shift
         if config.crowd == "groups masked to zero":
             grouped = choice.unflatten(-1, (2, -1))
             best = grouped.amax(-1, keepdim=True)
@@ -96,6 +107,15 @@ class CrowdForCausalLM(OddForCausalLM):
         super().__init__(config)
         for floor in self.tower:
             floor.mlp = Crowd(config)
+
+    def forward(self, *args, **kwargs):
+        trail = []
+        for floor in self.tower:
+            floor.mlp.trail = trail
+        result = super().forward(*args, **kwargs)
+        for floor in self.tower:
+            floor.mlp.trail = None
+        return result
 
 
 CLASSES = HFClasses(config_class=CrowdConfig, model_class=CrowdForCausalLM)

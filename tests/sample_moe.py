@@ -170,6 +170,10 @@ MOE_SPECS: dict[str, ModelSpec] = {
     ),
     "ernie4_5_moe": moe(MoeSpec(ERNIE, shared_spec("sum")), (*one_by_one(), *shared())),
     "flint": moe(MoeSpec(router("sigmoid", renormalised=True, epsilon=1e-9)), one_by_one()),
+    "biased_logits": moe(
+        MoeSpec(router("topk_sigmoid", renormalised=True, epsilon=1e-6, selection_bias=True)),
+        one_by_one(),
+    ),
     "llama4": moe(
         MoeSpec(LLAMA4, shared_spec("sum"), weight_on="input"),
         (*stacked(transposed=True), *shared()),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from zoo_specs import infer_from, spec_of
+from transformers import AutoConfig, AutoModelForCausalLM
+from zoo_specs import ENTRIES, infer_from, spec_of
 
+from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.infer import infer
+from trtllm_scaffold.sources import load_path
+from trtllm_scaffold.sources.hf_class import HFClasses
 from trtllm_scaffold.spec import LayerKind, ModelSpec, MoeSpec, Quantity
 from trtllm_scaffold.spec.describe import describe
 
@@ -136,3 +143,42 @@ def test_sparse_mixer() -> None:
     _, moe = experts_of(infer_from("phimoe", {**sizes, "num_local_experts": 8}))
     assert (moe.router.scores, moe.router.top_k) == ("sparsemixer", Quantity(2, "2"))
     assert moe.router.jitter == Quantity(0.01, "config.router_jitter_noise")
+
+
+def test_every_expert_of_a_real_checkpoint_is_explained(tmp_path: Path) -> None:
+    """The header is held against the class both ways, expert by expert."""
+    entry = ENTRIES["mixtral"]
+    config = AutoConfig.for_model(entry.model_type, **entry.overrides)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    sources = load_path(tmp_path / "config.json")
+    classes = HFClasses(type(config), type(model))
+    evidence = {item.fact: item for item in infer(sources, classes).evidence}
+    first = evidence["checkpoint.model.layers.{i}.block_sparse_moe.experts.{e}.w2.weight"]
+    assert (first.witness, first.where) == (
+        "checkpoint",
+        "model.layers.0.block_sparse_moe.experts.0.w2.weight",
+    )
+    assert sources.header is not None
+    tensors = dict(sources.header.tensors)
+    assert tensors.pop("model.layers.1.block_sparse_moe.experts.3.w1.weight")
+    with pytest.raises(InputError, match=r"1 of \d+ tensors are missing .*layers.1.*experts.3.w1"):
+        infer(replace(sources, header=replace(sources.header, tensors=tensors)), classes)
+
+
+def test_weights_on_the_input_and_a_list_of_layers() -> None:
+    """Llama 4: the chosen expert sees the token times its sigmoid; every other layer is dense."""
+    spec = spec_of("llama4_text")
+    kind, moe = experts_of(spec)
+    assert (moe.router.scores, moe.router.renormalised, moe.weight_on) == (
+        "sigmoid",
+        False,
+        "input",
+    )
+    assert moe.router.top_k == Quantity(1, "config.num_experts_per_tok")
+    assert moe.shared is not None and moe.shared.join == "sum"
+    assert kind.mlp.intermediate_size == Quantity(32, "config.intermediate_size")
+    assert [spec.layer_kinds[i].moe is not None for i in spec.layer_pattern] == [False, True] * 2
+    dense = {k.mlp.intermediate_size for k in spec.layer_kinds if k.moe is None}
+    assert dense == {Quantity(96, "config.intermediate_size_mlp")}
+    assert "config.moe_layers" in kind.condition

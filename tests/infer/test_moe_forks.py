@@ -15,7 +15,7 @@ from trtllm_scaffold.infer.router_fit import only_one
 from trtllm_scaffold.infer.routing import Routing, Seen, apply_routing, fit_routing
 from trtllm_scaffold.infer.trace import observe
 from trtllm_scaffold.sources import Sources
-from trtllm_scaffold.spec import ModelSpec
+from trtllm_scaffold.spec import ModelSpec, Quantity
 
 
 def spec_of(**changes: Any) -> ModelSpec:
@@ -28,7 +28,8 @@ def test_misleading_names_change_nothing(way: str) -> None:
     moe, mlp = spec.layer.moe, spec.layer.mlp
     assert moe is not None and moe.shared is None and moe.weight_on == "output"
     router = moe.router
-    assert (router.scores, router.num_experts.value, router.top_k.value) == ("sigmoid", 6, 2)
+    assert (router.scores, router.top_k.value) == ("sigmoid", 2)
+    assert router.num_experts == Quantity(6, "config.num_experts")
     assert router.logit_bias and router.renormalised and router.selection_bias
     assert router.epsilon == 1e-6
     assert router.scaling is not None and router.scaling.expr == "config.boost"
@@ -41,13 +42,20 @@ def test_misleading_names_change_nothing(way: str) -> None:
     assert roles["tower.{i}.mlp.gates.{e}.down.weight"] == ("moe.up.weight",)
     assert roles["tower.{i}.mlp.gates.{e}.down.bias"] == ("moe.up.bias",)
     assert roles["tower.{i}.mlp.gates.{e}.bias.weight"] == ("moe.gate.weight",)
-    assert roles["tower.{i}.mlp.gates.{e}.router.weight"] == ("moe.down.weight",)
+    assert roles["tower.{i}.mlp.gates.{e}.router.1.weight"] == ("moe.down.weight",)
+
+
+def test_a_bias_on_the_logits_is_told_from_one_on_the_scores() -> None:
+    seen = observe(crowd(crowd="bias on logits"), CLASSES.config_class, CLASSES.model_class, seed=0)
+    moe = seen.layers[0].moe
+    assert moe is not None and moe.routing.biased
+    assert (moe.routing.scores, moe.routing.epsilon) == ("topk_sigmoid", 1e-6)
 
 
 @pytest.mark.parametrize(
     "trick",
-    ["identity", "state", "content", "softmax of squares", "bias on logits",
-     "groups masked to zero", "length", "softplus experts", "token before"],
+    ["identity", "state", "content", "softmax of squares", "bias on squares",
+     "groups masked to zero", "length", "softplus experts", "token before", "carried"],
 )  # fmt: skip
 def test_what_has_no_label_is_refused(trick: str) -> None:
     with pytest.raises(Refused) as caught:
@@ -75,6 +83,7 @@ def test_formulas_that_the_data_cannot_tell_apart_are_refused() -> None:
         Routing("sigmoid", 3, biased=True, num_groups=4, top_groups=2, group_score="top2_sum"),
         Routing("softmax", 3, num_groups=6, top_groups=2),
         Routing("topk_softmax", 3, softcap=2.0),
+        Routing("topk_sigmoid", 3, renormalised=True, biased=True),
     ],
     ids=lambda routing: f"{routing.scores}-{routing.num_groups}",
 )

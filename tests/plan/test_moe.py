@@ -33,6 +33,8 @@ GROUPS = {"num_groups": Quantity(4, "4"), "top_groups": Quantity(2, "2")}
         (router("sigmoid", renormalised=True), "own"),
         (router("sigmoid", renormalised=True, selection_bias=True), "DeepSeekV3"),
         (router("sigmoid", selection_bias=True), "own"),
+        (router("topk_sigmoid", selection_bias=True), "own"),
+        (router("topk_sigmoid"), "own"),
         (
             router(
                 "sigmoid",

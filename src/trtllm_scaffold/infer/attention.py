@@ -16,6 +16,7 @@ from trtllm_scaffold.infer.mla import MlaFacts, read_latent
 from trtllm_scaffold.infer.norm import NormCall, NormFacts
 from trtllm_scaffold.infer.output import GateFacts, read_output
 from trtllm_scaffold.infer.position import RopeFacts, read_rope
+from trtllm_scaffold.infer.query_factor import QueryFactorFacts, read_query_factor
 from trtllm_scaffold.infer.scores import Scores, read_scores, read_window
 from trtllm_scaffold.infer.segments import Chain, follow, sources
 
@@ -47,6 +48,8 @@ class AttentionFacts:
         gate: The gate on the heads' outputs, or None.
         mla: Its latents where keys and values are expanded from one, or None. `key` is the
             plain part of the keys then, and `head_dim` counts both parts.
+        chunked: Whether the window is a chunk.
+        query_factor: The factor on queries that grows with the position, or None.
     """
 
     heads: int
@@ -55,6 +58,8 @@ class AttentionFacts:
     scale: float
     plain_scale: float | None
     window: int | None
+    chunked: bool
+    query_factor: QueryFactorFacts | None
     softcap: float | None
     clip: float | None
     query: Chain
@@ -92,7 +97,8 @@ def read_attention(layer: Layer) -> AttentionFacts:
     key_columns = _kv_columns(layer, key, heads)
     value_columns = _kv_columns(layer, value, heads)
     _check_value(layer, value, key_columns, value_columns, query)
-    rope = _rope(layer, query, key)
+    factor = _query_factor(layer, query, key)
+    rope = None if factor else _rope(layer, query, key)
     scales = _scales(layer, scores, query, key, rope)
     bias = bias_kind(layer, scores.biases)
     norms, scope, when = _norms(layer, query, key)
@@ -103,13 +109,16 @@ def read_attention(layer: Layer) -> AttentionFacts:
         raise _refused(layer, f"q, k and v are clipped differently: {sorted(map(str, clips))}")
     if query.clips_normed != key.clips_normed:
         raise _refused(layer, "queries and keys are clipped at different places")
+    window, chunked = read_window(layer)
     return AttentionFacts(
         heads=heads,
         kv_heads=key_columns.shape[0],
         head_dim=query.columns.shape[1],
         scale=scales[0],
         plain_scale=scales[1],
-        window=read_window(layer),
+        window=window,
+        chunked=chunked,
+        query_factor=factor,
         softcap=scores.softcap,
         clip=query.clip,
         query=query,
@@ -205,6 +214,15 @@ def _check_value(
         )
     if bool(((value.factors - 1.0).abs() > 1e-6).any()):
         raise _refused(layer, "the value is multiplied by a constant")
+
+
+def _query_factor(layer: Layer, query: Chain, key: Chain) -> QueryFactorFacts | None:
+    """The factor on queries, where nothing else depends on the position."""
+    queries = [r for r in query.rotations if r is not None]
+    if len(queries) != 1 or any(r is not None for r in key.rotations):
+        return None
+    order = torch.argsort(query.columns[0])
+    return read_query_factor(layer, queries[0][:, order][:, :, order])
 
 
 def _rope(layer: Layer, query: Chain, key: Chain) -> RopeFacts | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_meta_model
+from trtllm_scaffold.infer.expert_names import expert_templates, own_templates, with_more_experts
 from trtllm_scaffold.infer.header import explain_header
 from trtllm_scaffold.infer.layer_names import LayerNames, fold_number, fold_shapes
 from trtllm_scaffold.infer.roles import RoleLayout
@@ -51,6 +52,7 @@ def infer_checkpoint(
     kept = {name: shape for name, shape in buffers.items() if name in real_model.state_dict()}
     modules = LayerNames.of(parameters)
     shapes, partial, layers = fold_shapes({**parameters, **kept}, modules)
+    shapes = with_more_experts(shapes, roles)
     names = LayerNames.of(item.name for item in stored)
     needed, dropped = _split(stored, roles, names, modules)
     tensors = _tensors(needed, roles, names, modules, shapes, partial)
@@ -103,10 +105,11 @@ def _tensors(
 ) -> tuple[TensorSpec, ...]:
     """Return one TensorSpec per stored template, all layers agreeing."""
     found: dict[str, TensorSpec] = {}
+    templates = _templates(stored, roles, names, modules)
     for item in stored:
-        template, index = names.fold(item.name)
+        name, index = names.fold(item.name)
+        template = templates.get(name, name)
         role = _role(item, roles, modules)
-        template = _numbered(template, role)
         sources = [item.buffer] if item.buffer else [piece.parameter for piece in item.pieces]
         tensor = TensorSpec(
             name=template,
@@ -131,11 +134,25 @@ def _tensors(
     return tuple(found.values())
 
 
-def _numbered(template: str, role: RoleLayout) -> str:
-    """Return a template with ``{j}`` for the head, or ``{e}`` for the expert, that it is of."""
-    if role.head is not None:
-        return fold_number(template, role.head, "{j}")
-    return template if role.expert is None else fold_number(template, role.expert, "{e}")
+def _templates(
+    stored: tuple[Stored, ...],
+    roles: Mapping[str, RoleLayout],
+    names: LayerNames,
+    modules: LayerNames,
+) -> dict[str, str]:
+    """Return the template of each stored name that is of one head or one expert.
+
+    It has ``{j}`` for the head, or ``{e}`` for the expert.
+    """
+    found: dict[str, str] = {}
+    experts: list[tuple[tuple[str, ...], int, str]] = []
+    for item in stored:
+        role, (name, _) = _role(item, roles, modules), names.fold(item.name)
+        if role.head is not None:
+            found[name] = fold_number(name, role.head, "{j}")
+        elif role.expert is not None:
+            experts.append((role.roles, role.expert, name))
+    return {**found, **expert_templates(experts)}
 
 
 def _counts(
@@ -147,16 +164,17 @@ def _counts(
 ) -> dict[str, int]:
     """Return how many heads or experts of the real model each numbered template stands for."""
     counts: dict[str, int] = {}
+    templates = _templates(stored, roles, names, modules)
+    own = own_templates(roles)
     for item in stored:
-        role = _role(item, roles, modules)
-        if role.head is None and role.expert is None:
+        template = templates.get(names.fold(item.name)[0])
+        if template is None:
             continue
         source = modules.fold(item.pieces[0].parameter)[0]
-        template = _numbered(names.fold(item.name)[0], role)
         if item.pieces[0].of_experts:
             counts[template] = shapes[source][0]
             continue
-        before, behind = re.split(r"\{[je]\}", _numbered(source, role))
+        before, behind = re.split(r"\{[je]\}", own[source])
         counts[template] = sum(
             name.startswith(before)
             and name.endswith(behind)

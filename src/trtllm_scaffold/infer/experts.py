@@ -208,8 +208,8 @@ def _chains(products: Mapping[Value, Product], router: Product) -> list[_Chain]:
 def _routed(graph: Graph, chains: Sequence[_Chain], router: Product) -> list[_Chain]:
     """The experts' chains: those of chosen tokens, or as many numbered ones as can be chosen."""
     found = [chain for chain in chains if _is_routed(graph, chain, router)]
-    numbered = [chain for chain in chains if len(_numbers(chain)) == 1]
-    return found or (numbered if len(numbered) == router.rows else [])
+    own = [chain for chain in chains if _NUMBER.search(_names(chain)[-1])]
+    return found or (own if len(own) == len(_numbered(own)) == router.rows else [])
 
 
 def _is_routed(graph: Graph, chain: _Chain, router: Product) -> bool:
@@ -231,20 +231,19 @@ def _experts(graph: Graph, routed: list[_Chain], experts: int, where: str) -> Fe
         if held % experts or (place.holding == "stacked" and held != experts):
             raise refused(where, f"the router has {experts} outputs, {place.name} {held} entries")
         return _feed_forward(graph, largest, [largest], where)
-    numbered: dict[int, _Chain] = {}
-    for chain in routed:
-        numbers = _numbers(chain)
-        if len(numbers) != 1 or numbers & set(numbered):
-            raise refused(where, f"the expert of {chain.down.weight.name} cannot be told")
-        numbered[numbers.pop()] = chain
+    numbered = _numbered(routed)
     if sorted(numbered) != list(range(experts)):
         raise refused(where, f"the router has {experts} outputs, but {len(numbered)} experts ran")
     return _feed_forward(graph, largest, [numbered[e] for e in range(experts)], where)
 
 
-def _numbers(chain: _Chain) -> set[int]:
-    """The numbers in the names of its parameters."""
-    return {int(n) for name in _names(chain) for n in _NUMBER.findall(name)}
+def _numbered(chains: Sequence[_Chain]) -> dict[int, _Chain]:
+    """Chains by the number in their names that no two share; none where there is no such."""
+    names = [tuple(_NUMBER.findall(_names(chain)[-1])) for chain in chains]
+    for numbers in zip(*names, strict=True) if len({len(found) for found in names}) == 1 else ():
+        if len(set(numbers)) == len(chains):
+            return {int(n): chain for n, chain in zip(numbers, chains, strict=True)}
+    return {}
 
 
 def _names(chain: _Chain) -> list[str]:

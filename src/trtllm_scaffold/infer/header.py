@@ -41,7 +41,7 @@ def explain_header(
     Args:
         spec: What the class stores.
         layers: Number of layers of the real model.
-        heads: Number of heads that each template with ``{j}`` stands for.
+        heads: Number of heads or experts that each template with ``{j}`` or ``{e}`` stands for.
         header: What the real checkpoint stores.
         model: The real model on the meta device: tells ties, buffers and ignored names.
 
@@ -87,7 +87,7 @@ def explain_header(
 
 def _first(tensor: TensorSpec) -> str:
     layer = tensor.only_layers[0] if tensor.only_layers else 0
-    return tensor.name.replace("{i}", str(layer), 1).replace("{j}", "0")
+    return tensor.name.replace("{i}", str(layer), 1).replace("{j}", "0").replace("{e}", "0")
 
 
 def _expected(spec: CheckpointSpec, layers: int, heads: Mapping[str, int]) -> dict[str, TensorSpec]:

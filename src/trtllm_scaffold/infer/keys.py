@@ -69,6 +69,9 @@ INERT_PARTS = (
 #: Parts of names of integers that act as scalars (query_pre_attn_scalar, rope_theta).
 SCALAR_PARTS = ("scalar", "scale", "scaling", "multiplier", "softcap", "theta", "base", "eps")
 
+#: Numbers of tokens by names that sound like factors.
+LENGTHS = ("floor_scale",)
+
 #: Fractions of a size: changed together with it, never as a free scalar.
 FRACTIONS = ("partial_rotary_factor", "rotary_pct")
 
@@ -97,7 +100,9 @@ def is_scalar(key: str, value: Any) -> bool:
     """Whether a number is a free scalar: an eps, a theta, a multiplier, a cap."""
     if not is_number(value) or isinstance(value, bool) or is_inert(key) or key in FRACTIONS:
         return False
-    if key in ROLE_OF or is_token(key) or "normaliz" in key:  # the order of a norm, or a switch
+    if (
+        key in LENGTHS or key in ROLE_OF or is_token(key) or "normaliz" in key
+    ):  # the order of a norm, or a switch
         return False
     return isinstance(value, float) or any(part in key for part in SCALAR_PARTS)
 

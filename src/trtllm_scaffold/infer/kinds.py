@@ -17,6 +17,9 @@ from trtllm_scaffold.spec import Quantity
 #: Facts in which the layers of one model may differ. Every other must be the same in all.
 MAY_VARY = (
     "attention.window",
+    "attention.chunked",
+    "attention.qk_norm",
+    "attention.query_factor",
     "attention.scale",
     "position.style",
     "position.direction",
@@ -24,8 +27,15 @@ MAY_VARY = (
     "block.norms",
     "mlp.form",
 )
-_WINDOW = ("attention.window",)
-_ROTATION = ("attention.scale", "position.style", "position.direction", "position.rope")
+_WINDOW = ("attention.window", "attention.chunked")
+_ROTATION = (
+    "attention.qk_norm",
+    "attention.query_factor",
+    "attention.scale",
+    "position.style",
+    "position.direction",
+    "position.rope",
+)
 _NORMS = ("block.norms",)
 _FORM = ("mlp.form",)
 _HINT = "layers that differ in window, rope, their first norm and in having experts are expressed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from trtllm_scaffold.infer.attention import AttentionFacts
@@ -13,6 +14,8 @@ from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.output import GateFacts
 from trtllm_scaffold.infer.roles import norm_name
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 Label = str | int | float | bool | None
 
@@ -82,7 +85,7 @@ def _roles(observation: Observation) -> set[tuple[str, str]]:
         if role.head is not None:
             name, role = fold_number(name, role.head, "{j}"), replace(role, head=0)
         if role.expert is not None:
-            name, role = fold_number(name, role.expert, "{e}"), replace(role, expert=0)
+            name, role = _NUMBER.sub("#", name), replace(role, expert=0)
         found.add((name, str(role)))
     return found
 
@@ -145,6 +148,8 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
+        "attention.chunked": attention.chunked,
+        "attention.query_factor": _presence(attention.query_factor is not None),
         "attention.clips_normed": attention.query.clips_normed,
         "attention.output_gate": _gate_label(attention.gate),
         "attention.output_norm": _norm_label(attention.output_norm),

@@ -79,7 +79,7 @@ def _sinking(
     matrix = 0.5 * matrix
     matrix[:, 0] = depth
     tensors = {}
-    if routing.scores != "sigmoid" and parts.selection_bias:
+    if routing.scores not in ("sigmoid", "topk_sigmoid") and parts.selection_bias:
         bias = block.held[parts.selection_bias]
         group = experts // routing.num_groups
         chosen = [i % routing.top_groups * group + i // routing.top_groups for i in range(experts)]

@@ -14,16 +14,47 @@ from trtllm_scaffold.infer.record import record_module
 from trtllm_scaffold.infer.routed import Routed
 from trtllm_scaffold.infer.router_fit import weights_on_input, weights_on_output
 
-__all__ = ["MoeFacts", "check_recorded", "is_like", "read_moe"]
+__all__ = ["MoeFacts", "explains", "read_block", "read_moe"]
 
 #: Tokens of the recorded call, of the fit, of the final comparison, and of that of a layer that
 #: is like another.
-_TRACED, _FITTED, _COMPARED, _REPEATED = 192, 2048, 4096, 512
+_TRACED, _FITTED, _COMPARED, _REPEATED = 192, 2048, 4096, 128
 _SPREAD = 0.05  # of a selection bias beside which every expert is chosen by some token
 
 
-def read_moe(module: nn.Module, name: str, width: int) -> MoeFacts:
-    """Find the formula of a layer of experts and hold it against thousands of random tokens.
+def read_moe(routed: Routed) -> MoeFacts:
+    """Find the formula of a layer of experts, and hold it against the call inside the model.
+
+    Args:
+        routed: The call; every parameter of the module must be random.
+
+    Raises:
+        Refused: A part has no label, no formula explains the output, or several do, or the
+            module gets more to see in the model than its input.
+    """
+    facts = read_block(routed.module, routed.name, routed.linear.rows)
+    error = _recorded(facts, routed)
+    if error > EXACT:
+        raise refused(
+            facts.name,
+            f"called alone it follows a formula that misses its output in the model by {error:.1g}",
+        )
+    return facts
+
+
+def explains(facts: MoeFacts, routed: Routed) -> bool:
+    """Whether the formula of another layer explains a call, and its module called alone."""
+    block = Block(routed.module, routed.name, routed.linear.rows)
+    names = tensor_names(facts.parts)
+    known = dict(block.module.named_parameters()).keys()
+    if not names <= block.held.keys() or known - names:
+        return False
+    alone = difference(facts, block, block.tokens(_REPEATED, 3))
+    return max(alone, _recorded(facts, routed)) <= EXACT
+
+
+def read_block(module: nn.Module, name: str, width: int) -> MoeFacts:
+    """Find the formula of a module of experts and hold it against thousands of random tokens.
 
     Args:
         module: The module, every parameter random.
@@ -47,31 +78,12 @@ def read_moe(module: nn.Module, name: str, width: int) -> MoeFacts:
     return facts
 
 
-def check_recorded(facts: MoeFacts, routed: Routed) -> None:
-    """Hold the formula against the call inside the model, where a module may get more to see.
-
-    Raises:
-        Refused: It does not explain that output.
-    """
+def _recorded(facts: MoeFacts, routed: Routed) -> float:
+    """The error of a formula where the model itself called the module."""
     width = routed.linear.rows
     block = Block(routed.module, facts.name, width)
     x, seen = (v.data.reshape(-1, width) for v in (routed.input, routed.output))
-    error = difference(facts, block, x, seen)
-    if error > EXACT:
-        raise refused(
-            facts.name,
-            f"called alone it follows a formula that misses its output in the model by {error:.1g}",
-        )
-
-
-def is_like(facts: MoeFacts, module: nn.Module, width: int) -> bool:
-    """Whether another module of experts is explained by the same formula."""
-    block = Block(module, "", width)
-    names = tensor_names(facts.parts)
-    known = dict(block.module.named_parameters()).keys()
-    if not names <= block.held.keys() or known - names:
-        return False
-    return difference(facts, block, block.tokens(_REPEATED, 3)) <= EXACT
+    return difference(facts, block, x, seen)
 
 
 def _balanced(block: Block, graph: Graph, x: torch.Tensor) -> dict[str, torch.Tensor]:

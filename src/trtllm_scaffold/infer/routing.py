@@ -67,6 +67,8 @@ def apply_routing(
     held = torch.where(chosen, scores, 0.0)
     if routing.scores == "topk_softmax":
         held = torch.where(chosen, logits, float("-inf")).softmax(-1)
+    if routing.scores == "topk_sigmoid":
+        held = torch.where(chosen, logits.sigmoid(), 0.0)
     if routing.renormalised:
         total = held.sum(-1, keepdim=True).clamp(min=routing.floor) + routing.epsilon
         held = held / total
@@ -85,19 +87,23 @@ def fit_routing(seen: Seen, *, softcap: float | None, softmax_first: bool) -> li
     if not bool((counts == top_k).all()):
         return []
     found = []
-    for guess in _guesses(top_k, softcap, softmax_first):
+    biased = seen.selection_bias is not None
+    for guess in _guesses(top_k, softcap, softmax_first, biased):
         found += [f for f in _with_selection(guess, seen, chosen) if _explains(f, seen)]
     return found or _sparse_mixers(seen, top_k)
 
 
-def _guesses(top_k: int, softcap: float | None, softmax_first: bool) -> Iterator[Routing]:
+def _guesses(
+    top_k: int, softcap: float | None, softmax_first: bool, biased: bool
+) -> Iterator[Routing]:
     """Every way from logits to weights, the choice left open."""
     spelled = "softmax" if softmax_first else "topk_softmax"
     yield Routing(spelled, top_k, renormalised=softmax_first, softcap=softcap)
     yield Routing("softmax", top_k, softcap=softcap)
-    yield Routing("sigmoid", top_k, softcap=softcap)
-    if top_k > 1:  # one renormalised weight is 1, whatever the scores
-        yield Routing("sigmoid", top_k, renormalised=True, softcap=softcap)
+    for scores in ("sigmoid", "topk_sigmoid") if biased else ("sigmoid",):
+        yield Routing(scores, top_k, softcap=softcap)
+        if top_k > 1:  # one renormalised weight is 1, whatever the scores
+            yield Routing(scores, top_k, renormalised=True, softcap=softcap)
 
 
 def _with_selection(guess: Routing, seen: Seen, chosen: torch.Tensor) -> Iterator[Routing]:
@@ -129,6 +135,7 @@ _GROUP_SCORES: tuple[Literal["max", "top2_sum"], ...] = ("max", "top2_sum")
 _SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softmax": lambda logits: logits.softmax(-1),
     "topk_softmax": lambda logits: logits,
+    "topk_sigmoid": lambda logits: logits,
     "sigmoid": torch.sigmoid,
 }
 

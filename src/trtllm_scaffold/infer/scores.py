@@ -169,11 +169,13 @@ class _Walk:
         )
 
 
-def read_window(layer: Layer) -> int | None:
-    """Visible keys including the current one, or None for all, from the attention weights.
+def read_window(layer: Layer) -> tuple[int | None, bool]:
+    """The most keys that a token sees, itself included, and whether they are those of a chunk.
+
+    None stands for all. A token of a chunk sees the keys since the chunk's first.
 
     Raises:
-        Refused: The mask is neither causal nor a causal window.
+        Refused: The mask is neither causal nor a causal window or chunk.
     """
     weights = layer.softmax.outputs[0].data
     size = weights.shape[-2]
@@ -184,11 +186,16 @@ def read_window(layer: Layer) -> int | None:
     row, column = torch.arange(size)[:, None], torch.arange(size)[None, :]
     window = int(first[-1].sum())
     if bool((first == (column <= row)).all()):
-        return None
+        return None, False
     if bool((first == ((column <= row) & (column > row - window))).all()):
-        return window
+        return window, False
+    chunk = 1 + int(first.diagonal(-1).long().argmin())
+    if bool((first == ((column <= row) & (column // chunk == row // chunk))).all()):
+        return chunk, True
     causal = not bool((first & (column > row)).any())
-    raise _bad_mask(layer, "is causal but no sliding window" if causal else "is not causal")
+    raise _bad_mask(
+        layer, "is causal but no sliding window and no chunk" if causal else "is not causal"
+    )
 
 
 def _bad_mask(layer: Layer, what: str) -> Refused:
@@ -196,5 +203,5 @@ def _bad_mask(layer: Layer, what: str) -> Refused:
         "attention",
         f"the mask {what}",
         where=layer.name,
-        hint="full causal attention and sliding windows are expressed",
+        hint="full causal attention, sliding windows and chunks are expressed",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
@@ -93,7 +93,10 @@ def shrink(
 
     edits: dict[str, Any] = {}
     edits.update(_size_edits(source, full, real, sizes, attribute_map))
-    experts = tiny_moe(full, style, variant)
+    named = set(edits)
+    edits.update(_equal_edits(full, real, sizes, named))
+    experts = tiny_moe(full, style, variant, attribute_map)
+    by_chance = set(edits) - named - set(experts)
     edits.update(experts)
     edits.update(nested_edits(source, full, lambda v: _inner_edits(v, sizes, style, variant)))
     edits.update(layer_edits(source, full, layers, kept, sizes))
@@ -105,8 +108,10 @@ def shrink(
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
     tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
+    # A window may equal a size by chance: what sets no shape is looked at once more.
+    settled = {key: value for key, value in edits.items() if key not in by_chance}
     tiny.update(
-        unknown_edits(tiny, full, layers, edits, classes, style, variant, counts=not whole_depth)
+        unknown_edits(tiny, full, layers, settled, classes, style, variant, counts=not whole_depth)
     )
     return both_spellings(tiny)
 
@@ -202,9 +207,17 @@ def _size_edits(
                 edits[key] = size
     if is_size(full.get(ORIGINAL)):
         edits[ORIGINAL] = sizes[ORIGINAL]
+    return edits
+
+
+def _equal_edits(
+    full: Mapping[str, Any], real: Real, sizes: Mapping[str, int], named: Set[str]
+) -> dict[str, Any]:
+    """Return the tiny value of every other key whose value is that of a size."""
+    edits: dict[str, Any] = {}
     known = {real.sizes[role]: sizes[role] for role in reversed([*sizes]) if role in real.sizes}
     for key, value in full.items():
-        if key in ROLE_OF or key in edits or is_token(key) or not is_size(value):
+        if key in ROLE_OF or key in named or is_token(key) or not is_size(value):
             continue
         if (value > _LARGE or "vocab" in key) and value in known:
             edits[key] = known[value]

@@ -23,7 +23,7 @@ def signature(layer: Layer) -> Hashable:
     places: dict[Value, Hashable] = {layer.input: "input"}
     seen: list[Hashable] = []
     routed = layer.routed
-    if routed is not None:  # what it computes goes with the tokens: see `is_like`
+    if routed is not None:  # what it computes goes with the tokens: see `explains`
         names = sorted((name, p.shape) for name, p in routed.module.named_parameters())
         places[routed.output] = places[routed.linear.output] = ("experts", tuple(names))
     for number, node in enumerate(layer.nodes):

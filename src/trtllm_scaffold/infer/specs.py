@@ -15,6 +15,7 @@ from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
 from trtllm_scaffold.infer.moe_specs import FeedForwardBuilder
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.quantity import Fitter
+from trtllm_scaffold.infer.query_factor import QueryFactorFacts
 from trtllm_scaffold.infer.roles import norm_name
 from trtllm_scaffold.infer.rotation import score_scale
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
@@ -28,6 +29,7 @@ from trtllm_scaffold.spec import (
     NormSpec,
     QKNormSpec,
     Quantity,
+    QueryFactorSpec,
     RopeSpec,
 )
 
@@ -97,7 +99,8 @@ class Builder:
         own = self.of(kind)
         found = replace(self, picks=kind.window_picks)._window(window)
         block = replace(self, picks=kind.block_picks)._block()
-        attention = own._attention(scale_form, found)
+        windowed = replace(self, picks=kind.window_picks).first.attention
+        attention = replace(own._attention(scale_form, found), chunked=windowed.chunked)
         feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
         return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
 
@@ -141,7 +144,7 @@ class Builder:
         return self.fit(
             "attention.window",
             lambda o: self.at(o).attention.window or 0,
-            hints=("sliding_window",),
+            hints=("sliding_window", "attention_chunk_size"),
         )
 
     def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
@@ -167,6 +170,7 @@ class Builder:
             sinks=facts.sinks is not None,
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
             clips_normed=facts.query.clips_normed,
+            query_factor=self._query_factor(),
             output_gate=None if gate is None else gate.spec,
             output_norm=self.optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
@@ -187,6 +191,21 @@ class Builder:
         found = self.fit("attention.scale", read)
         expr = form.format(found.expr) if form else found.expr
         return Quantity(found.value, expr)
+
+    def _query_factor(self) -> QueryFactorSpec | None:
+        if self.first.attention.query_factor is None:
+            return None
+
+        def read(observation: Observation) -> QueryFactorFacts:
+            found = self.at(observation).attention.query_factor
+            assert found is not None
+            return found
+
+        scale = self.fit("attention.query_factor.scale", lambda o: read(o).scale, rtol=_MEASURED)
+        period = self.fit(
+            "attention.query_factor.period", lambda o: read(o).period, hints=("floor_scale",)
+        )
+        return QueryFactorSpec(scale, period)
 
     def _qk_norm(self) -> QKNormSpec | None:
         facts = self.first.attention

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from trtllm_scaffold.infer.keys import SYNONYMS, is_size
@@ -66,7 +67,12 @@ _INTERMEDIATE = (152, 232)
 _ROLES = ("num_experts", "top_k", "num_groups", "top_groups", "num_shared")
 
 
-def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, Any]:
+def tiny_moe(
+    full: Mapping[str, Any],
+    style: Style,
+    variant: int,
+    attribute_map: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Return the tiny value of every key that counts experts or is a width of one.
 
     Kept: whether experts lie in groups and whether all groups are kept, one chosen expert, no
@@ -76,8 +82,13 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
         full: Every value of the real configuration.
         style: See `shrink`.
         variant: See `shrink`.
+        attribute_map: The class's own map from canonical names to its keys.
     """
-    real = {role: _real(full, role) for role in EXPERT_KEYS}
+    every = {
+        role: (*keys, *(attribute_map[key] for key in keys if key in attribute_map))
+        for role, keys in EXPERT_KEYS.items()
+    }
+    real = {role: _real(full, keys) for role, keys in every.items()}
     if not any(real.values()):
         return {}
     table = _GROUPED if real["num_groups"] > 1 else _PLAIN
@@ -87,7 +98,7 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
     if real["top_groups"] == real["num_groups"]:
         tiny["top_groups"] = tiny["num_groups"]
     edits: dict[str, Any] = {}
-    for role, keys in EXPERT_KEYS.items():
+    for role, keys in every.items():
         for key in keys:
             value = full.get(key)
             if is_size(value):
@@ -103,8 +114,8 @@ def tiny_moe(full: Mapping[str, Any], style: Style, variant: int) -> dict[str, A
     return edits
 
 
-def _real(full: Mapping[str, Any], role: str) -> int:
-    for key in EXPERT_KEYS[role]:
+def _real(full: Mapping[str, Any], keys: Sequence[str]) -> int:
+    for key in keys:
         value = full.get(key)
         if _is_list(value):
             return max(value)

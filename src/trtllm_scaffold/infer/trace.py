@@ -18,7 +18,7 @@ from trtllm_scaffold.infer.graph import Graph
 from trtllm_scaffold.infer.head import HeadFacts, read_head
 from trtllm_scaffold.infer.layers import Layer, find_layers
 from trtllm_scaffold.infer.mlp import MlpFacts, read_mlp
-from trtllm_scaffold.infer.moe import MoeFacts, check_recorded, is_like, read_moe
+from trtllm_scaffold.infer.moe import MoeFacts, explains, read_moe
 from trtllm_scaffold.infer.moe_roles import feed_forward_facts, moe_roles
 from trtllm_scaffold.infer.norm import NormReader
 from trtllm_scaffold.infer.record import record
@@ -151,33 +151,38 @@ def read(graph: Graph) -> Observation:
 
 def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
     """Read every layer, those that ran the same operations once."""
-    known: dict[Hashable, list[LayerFacts]] = {}
+    known: dict[Hashable, LayerFacts] = {}
+    experts: list[MoeFacts] = []
     facts = []
     for layer in layers:
-        same = known.setdefault(signature(layer), [])
-        found = next((f for f in same if _has_experts_of(f, layer)), None)
-        if found is None:
-            found = _read_layer(layer)
-            same.append(found)
-        facts.append(replace(found, layer=layer))
+        moe = None
+        if layer.routed is not None:
+            with _labelled("moe", layer.routed.name):
+                moe = _experts(layer.routed, experts)
+        key = (signature(layer), None if moe is None else experts.index(moe))
+        if key not in known:
+            known[key] = _read_layer(layer, moe)
+        facts.append(replace(known[key], layer=layer))
     return tuple(facts)
 
 
-def _has_experts_of(facts: LayerFacts, layer: Layer) -> bool:
-    """Whether a layer's experts, if it has any, are explained by the formula of another's."""
-    if layer.routed is None or facts.moe is None:
-        return layer.routed is facts.moe
-    return is_like(facts.moe, layer.routed.module, layer.input.shape[-1])
+def _experts(routed: Routed, known: list[MoeFacts]) -> MoeFacts:
+    """The formula of a layer's experts: a known one where that explains them, else a new one."""
+    moe = next((facts for facts in known if explains(facts, routed)), None)
+    if moe is None:
+        moe = read_moe(routed)
+        known.append(moe)
+    return moe
 
 
-def _read_layer(layer: Layer) -> LayerFacts:
+def _read_layer(layer: Layer, moe: MoeFacts | None) -> LayerFacts:
     with _labelled("attention", layer.name):
         attention = read_attention(layer)
     with _labelled("block", layer.name):
         block = read_block(layer, attention.input, attention.output)
-    if layer.routed is not None:
+    if layer.routed is not None and moe is not None:
         with _labelled("moe", layer.routed.name):
-            return _read_experts(layer, layer.routed, attention, block)
+            return _read_experts(layer, moe, attention, block)
     with _labelled("mlp", layer.name):
         mlp = read_mlp(layer, block.down)
     roles = layer_roles(layer, attention, mlp, block)
@@ -185,12 +190,10 @@ def _read_layer(layer: Layer) -> LayerFacts:
 
 
 def _read_experts(
-    layer: Layer, routed: Routed, attention: AttentionFacts, block: BlockFacts
+    layer: Layer, moe: MoeFacts, attention: AttentionFacts, block: BlockFacts
 ) -> LayerFacts:
-    if block.down is not routed.linear:
+    if layer.routed is None or block.down is not layer.routed.linear:
         raise Refused("moe", "its experts are not the layer's feed-forward", where=layer.name)
-    moe = read_moe(routed.module, routed.name, layer.input.shape[-1])
-    check_recorded(moe, routed)
     mlp = feed_forward_facts(layer, moe.parts.expert)
     shared = moe.parts.shared
     inside = None if shared is None else feed_forward_facts(layer, shared)

@@ -9,7 +9,7 @@ from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of, constant
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.plan.position import has_exact_ramp
-from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
+from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity, QueryFactorSpec
 
 #: Where QKNormRoPEAttention reads its epsilon.
 RMS_NORM_EPS = "config.rms_norm_eps"
@@ -35,8 +35,44 @@ def _has_window(kind: LayerKind) -> bool:
     return kind.attention.window is not None
 
 
-def _without_window(kind: LayerKind) -> AttentionSpec:
-    return dataclasses.replace(kind.attention, window=None)
+def _norms_rotated_only(spec: ModelSpec) -> bool:
+    """Whether layers without positions lack the query-key norm, which the first layer has.
+
+    It must have no weight there, and stand behind the rotation: then the port leaves it out.
+    """
+    norm = spec.layer.attention.qk_norm
+    if norm is None or norm.norm.weight or norm.when != "after_rope":
+        return False
+    return any(not kind.rope and kind.attention.qk_norm is None for kind in spec.layer_kinds)
+
+
+def _check_layers(spec: ModelSpec) -> None:
+    """Refuses layers that differ in more than window, positions and what goes with them."""
+    first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
+
+    def comparable(kind: LayerKind) -> AttentionSpec:
+        own = dataclasses.replace(kind.attention, window=None, chunked=False, query_factor=None)
+        bare = rotated_only and not kind.rope and own.qk_norm is None
+        return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
+
+    constant(spec, "attention", comparable)
+
+
+def _chunked(spec: ModelSpec) -> bool:
+    """Whether windows are chunks."""
+    found = {kind.attention.chunked for kind in spec.layer_kinds if _has_window(kind)}
+    if len(found) > 1:
+        raise Refused("attention.window", "some layers have windows, some chunks")
+    return found == {True}
+
+
+def _query_factor(spec: ModelSpec) -> QueryFactorSpec | None:
+    """The factor on queries of the layers without positions, if they have one."""
+    found = {kind.attention.query_factor for kind in spec.layer_kinds if not kind.rope}
+    rotated = [kind.attention.query_factor for kind in spec.layer_kinds if kind.rope]
+    if len(found) > 1 or any(rotated):
+        raise Refused("attention.query_factor", "not all layers without positions, or others too")
+    return next(iter(found), None)
 
 
 def _q_scaling(attention: AttentionSpec, exact_ramp: bool) -> str:
@@ -54,7 +90,9 @@ def _q_scaling(attention: AttentionSpec, exact_ramp: bool) -> str:
 
 def is_reference(spec: ModelSpec) -> bool:
     """Whether the port must carry its own attention maths: no stock backend has these."""
-    return spec.layer.attention.softcap is not None or spec.position.kind == "alibi"
+    chunked = any(kind.attention.chunked for kind in spec.layer_kinds)
+    capped = spec.layer.attention.softcap is not None
+    return capped or chunked or spec.position.kind == "alibi"
 
 
 def has_native_qk_norm(spec: ModelSpec) -> bool:
@@ -96,7 +134,8 @@ def plan_attention(spec: ModelSpec) -> Answers:
     """Answers of the attention axis."""
     attention = spec.layer.attention
     window, condition = _window(spec)
-    constant(spec, "attention", _without_window)
+    _check_layers(spec)
+    factor = _query_factor(spec)
     norm, clip, gate = attention.qk_norm, attention.qkv_clip, attention.output_gate
     if attention.clips_normed and norm and norm.when == "after_rope":
         raise Refused("attention.qkv_clip", "queries and keys are clipped behind norm and rotation")
@@ -110,6 +149,10 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_scale": code(attention.scale),
         "attention_window": code(window),
         "attention_window_condition": condition,
+        "attention_chunked": _chunked(spec),
+        "query_factor_scale": code(factor.scale) if factor else "",
+        "query_factor_period": code(factor.period) if factor else "",
+        "qk_norm_rotated_only": _norms_rotated_only(spec),
         "attention_fuse_qk_norm": _fuses_qk_norm(spec),
         "attention_reference": is_reference(spec),
         "attention_softcap": code(attention.softcap),

@@ -49,6 +49,8 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.qk_norm", qk_norm),
         ("attention.softcap", _set(attention.softcap)),
         ("attention.sinks", _set(attention.sinks)),
+        ("attention.chunk", "set" if attention.chunked else "none"),
+        ("attention.query_factor", _set(attention.query_factor)),
         ("attention.qkv_clip", _set(attention.qkv_clip)),
         ("attention.output_gate", gate),
         ("attention.output_norm", _norm(attention.output_norm)),

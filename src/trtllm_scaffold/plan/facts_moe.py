@@ -19,7 +19,7 @@ def _biases(mlp: MlpSpec) -> str:
 def _routing(router: RouterSpec) -> str:
     if not is_own(router):
         return "a formula of the library"
-    ranked = router.scores in ("softmax", "sigmoid", "topk_softmax")
+    ranked = router.scores in ("softmax", "sigmoid", "topk_softmax", "topk_sigmoid")
     return "a formula of its own" if ranked else f"{router.scores} with more"
 
 

@@ -137,7 +137,7 @@ def _router_answers(router: RouterSpec) -> Answers:
         "moe_logit_bias": router.logit_bias,
         "moe_selection_bias": router.selection_bias,
         # Sigmoids of large logits lie close together: such routers are kept in fp32.
-        "moe_router_fp32": router.scores == "sigmoid",
+        "moe_router_fp32": router.scores in ("sigmoid", "topk_sigmoid"),
     }
 
 

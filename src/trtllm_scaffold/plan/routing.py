@@ -38,7 +38,7 @@ def routing_class(router: RouterSpec) -> str:
         if _is_deepseek(router):
             return "DeepSeekV3MoeRoutingMethod"
         return "Llama4RenormalizeMoeRoutingMethod" if plain and not router.renormalised else OWN
-    if not plain:
+    if not plain or router.scores == "topk_sigmoid":
         return OWN
     if router.scores == "topk_softmax" or _divides_by_its_sum(router):
         return "RenormalizeMoeRoutingMethod"

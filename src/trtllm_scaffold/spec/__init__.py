@@ -1,6 +1,6 @@
 """What a model is: frozen facts, one module per axis, with the evidence for each fact."""
 
-from trtllm_scaffold.spec.attention import AttentionSpec, GateSpec, QKNormSpec
+from trtllm_scaffold.spec.attention import AttentionSpec, GateSpec, QKNormSpec, QueryFactorSpec
 from trtllm_scaffold.spec.block import BlockSpec
 from trtllm_scaffold.spec.checkpoint import CheckpointSpec, Layout, TensorSpec
 from trtllm_scaffold.spec.embedding import EmbeddingSpec
@@ -44,6 +44,7 @@ __all__ = [
     "PositionSpec",
     "QKNormSpec",
     "Quantity",
+    "QueryFactorSpec",
     "QuantizationSpec",
     "RopeScaling",
     "RopeSpec",

@@ -43,6 +43,17 @@ class GateSpec:
 
 
 @dataclass(frozen=True)
+class QueryFactorSpec:
+    """A factor on queries that grows with the position, in steps.
+
+    It is ``1 + scale * log(1 + floor((position + 1) / period))``.
+    """
+
+    scale: Quantity
+    period: Quantity
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """Softmax attention of one layer kind.
 
@@ -53,6 +64,8 @@ class AttentionSpec:
         q_bias, k_bias, v_bias, o_bias: Whether each projection adds a bias.
         scale: The factor on q.k before the softmax; its expression may use ``layer_idx``.
         window: Visible keys including the current one, or None for all.
+        chunked: The window does not slide: visible are the keys since the last position that is
+            a multiple of its size.
         qk_norm: The query-key norm, if any.
         softcap: c of ``c * tanh(scores / c)``, if any.
         sinks: Whether a learned logit per head joins the softmax (an extra column without a
@@ -63,6 +76,7 @@ class AttentionSpec:
         output_norm: A norm over all heads' outputs before the last projection, if any.
         mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
             of its keys then, and its biases are told there.
+        query_factor: The factor on queries that grows with the position, if any.
     """
 
     num_attention_heads: Quantity
@@ -82,6 +96,8 @@ class AttentionSpec:
     output_gate: GateSpec | None = None
     output_norm: NormSpec | None = None
     mla: MlaSpec | None = None
+    chunked: bool = False
+    query_factor: QueryFactorSpec | None = None
 
     @property
     def kind(self) -> str:

@@ -10,10 +10,11 @@ from trtllm_scaffold.spec.quantity import Quantity
 
 #: How logits [num_tokens, num_experts] become the weights of the chosen experts.
 #: ``softmax``: softmax over all, then the top k. ``topk_softmax``: the top k logits, then
-#: softmax over those. ``sigmoid``: sigmoid of each, then the top k. ``sparsemixer``: k times
-#: the largest logit m that is left, with its share of the softmax over the logits x left for
-#: which (m - x) / max(|x|, m) is at most 2 * `jitter`.
-SCORES = ("softmax", "topk_softmax", "sigmoid", "sparsemixer")
+#: softmax over those. ``sigmoid``: sigmoid of each, then the top k. ``topk_sigmoid``: the top k
+#: logits, then sigmoid of those, which differs where a selection bias is added.
+#: ``sparsemixer``: k times the largest logit m that is left, with its share of the softmax over
+#: the logits x left for which (m - x) / max(|x|, m) is at most 2 * `jitter`.
+SCORES = ("softmax", "topk_softmax", "sigmoid", "topk_sigmoid", "sparsemixer")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class RouterSpec:
         renormalised: Whether the chosen weights are divided by their sum.
         epsilon: Added to that sum, 0.0 for nothing.
         floor: The sum is taken to be at least this, if there is a bound.
-        selection_bias: Whether a stored vector is added to the scores for the choice alone.
+        selection_bias: Whether a stored vector is added for the choice alone: to the scores, or
+            to the logits where those are chosen from.
         num_groups, top_groups: Groups that experts lie in, and how many of them are kept
             before experts are chosen; both None without groups.
         group_score: What a group is ranked by: its largest score, or the sum of its two largest.

@@ -97,6 +97,14 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.softcap", "set"): _reference("no stock attention backend caps scores"),
     ("attention.sinks", "none"): _NATIVE,
     ("attention.sinks", "set"): _NATIVE,
+    ("attention.chunk", "none"): _NATIVE,
+    ("attention.chunk", "set"): _reference(
+        "the stock backend cuts the sequence into chunks in prefill alone"
+    ),
+    ("attention.query_factor", "none"): _NATIVE,
+    ("attention.query_factor", "set"): _expressed(
+        "queries of layers without positions are scaled in the port's attention"
+    ),
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,
