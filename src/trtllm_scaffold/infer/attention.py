@@ -145,13 +145,16 @@ def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
     found = read_latent(layer, scores.query, scores.key, heads)
     bias = bias_kind(layer, scores.biases)
     output = read_output(layer, heads, found.input)
+    window, chunked = read_window(layer)
     return AttentionFacts(
         heads=heads,
         kv_heads=heads,
         head_dim=found.query.columns.shape[1],
         scale=found.scales[0] * scores.factor,
         plain_scale=found.scales[1] * scores.factor,
-        window=read_window(layer),
+        window=window,
+        chunked=chunked,
+        query_factor=None,
         softcap=scores.softcap,
         clip=None,
         query=found.query,
