@@ -68,6 +68,7 @@ class NewResult:
         checks: Every check that ran.
         files: Every file of the port, relative to it.
         patch: Its patch against TensorRT-LLM's tree, where one was asked for.
+        proven: Whether an HF class of the model was run to read it.
     """
 
     port: Path
@@ -76,11 +77,13 @@ class NewResult:
     checks: tuple[Check, ...] = ()
     files: tuple[str, ...] = ()
     patch: Path | None = None
+    proven: bool = True
 
     @property
     def passed(self) -> bool:
-        """Whether something was checked and nothing failed."""
-        return bool(self.checks) and all(check.status != "failed" for check in self.checks)
+        """Whether something was checked, nothing failed, and the model itself was run."""
+        good = bool(self.checks) and all(check.status != "failed" for check in self.checks)
+        return good and self.proven
 
     def to_json(self) -> dict[str, Any]:
         """The document of `new --json`."""
@@ -90,17 +93,15 @@ class NewResult:
             "support": self.support.to_json(),
             "checks": [check.to_json() for check in self.checks],
             "passed": self.passed,
+            "proven": self.proven,
             **({} if self.patch is None else {"patch": str(self.patch)}),
         }
 
 
-def hf_classes(
-    sources: Sources, trust_remote_code: bool, allow_unproven: bool = False
-) -> HFClasses:
-    """The classes of `sources`; Refused where nothing can be run."""
+def _find_classes(sources: Sources, trust_remote_code: bool) -> HFClasses | None:
     from trtllm_scaffold.sources.hf_class import resolve_classes
 
-    classes = resolve_classes(
+    return resolve_classes(
         sources.raw,
         sources.folder,
         trust_remote_code,
@@ -108,24 +109,41 @@ def hf_classes(
         commit=sources.commit,
         where=sources.where,
     )
+
+
+def hf_classes(sources: Sources, trust_remote_code: bool) -> HFClasses:
+    """The classes of `sources`; Refused where nothing can be run."""
+    classes = _find_classes(sources, trust_remote_code)
     if classes is None:
-        unproven = " (--allow-unproven: a config alone is not read yet)" if allow_unproven else ""
         raise Refused(
             "model_type",
             f"transformers has no class for {sources.raw.get('model_type')!r}, so nothing can be "
-            f"observed or proven{unproven}",
+            "observed or proven",
             where=sources.where,
-            hint="upgrade transformers, or give --trust-remote-code where the model brings its "
-            "own class",
+            hint="upgrade transformers, give --trust-remote-code where the model brings its own "
+            "class, or --allow-unproven to have its configuration read alone",
         )
     return classes
 
 
-def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspection:
-    """Infers what the model of `sources` is; nothing is written."""
+def _read(
+    sources: Sources, trust_remote_code: bool, allow_unproven: bool
+) -> tuple[ModelSpec, Sources, HFClasses]:
+    """The spec, with the sources and classes that it was read from."""
+    classes = _find_classes(sources, trust_remote_code) if allow_unproven else None
+    if allow_unproven and classes is None:
+        from trtllm_scaffold.infer.unproven import infer_unproven
+
+        return infer_unproven(sources)
     from trtllm_scaffold.infer import infer
 
-    return Inspection(infer(sources, hf_classes(sources, trust_remote_code)), sources.hf_id)
+    classes = classes or hf_classes(sources, trust_remote_code)
+    return infer(sources, classes), sources, classes
+
+
+def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspection:
+    """Infers what the model of `sources` is; nothing is written."""
+    return Inspection(_read(sources, trust_remote_code, True)[0], sources.hf_id)
 
 
 def _experts(spec: ModelSpec) -> int | float:
@@ -201,25 +219,29 @@ def new_port(
     """
     check_destination(dest, force=force)
     tree = None if in_tree is None else open_tree(in_tree, trtllm)
-    classes = hf_classes(sources, trust_remote_code, allow_unproven)
+    if not allow_unproven:
+        hf_classes(sources, trust_remote_code)  # what is refused is refused before any work
     if prove and not dry_run:
         from trtllm_scaffold.verify.pool import warm_up
 
         warm_up()
-    from trtllm_scaffold.infer import infer
-
     progress("reading the architecture off a tiny instance")
-    spec = infer(sources, classes)
+    spec, read, classes = _read(sources, trust_remote_code, allow_unproven)
     names = port_names(spec, name, package)
     if tree is not None:
         refuse_taken(tree, names.name, spec.architecture)
     plan = plan_port(spec, names, trtllm)
     progress(f"rendering {names.package}")
-    with rendered_aside(plan.answers, owned_files(sources, spec, classes), dest) as port:
-        result = NewResult(dest, names.package, plan.support, files=_files(port))
+    owned = {**owned_files(read, spec, classes), "config.json": sources.raw}
+    with rendered_aside(plan.answers, owned, dest) as port:
+        result = NewResult(
+            dest, names.package, plan.support, files=_files(port), proven=spec.proven
+        )
         if dry_run:
             return result
-        if prove:
+        if prove and not spec.proven:
+            result = replace(result, checks=_static_checks(port, trtllm))
+        elif prove:
             from trtllm_scaffold.verify.prove import prove_port
 
             report = prove_port(port, tp=(1, 2), trtllm=trtllm, progress=progress)
@@ -234,6 +256,16 @@ def new_port(
             result = replace(result, patch=dest / PATCH)
         publish(port, dest)
     return result
+
+
+def _static_checks(port: Path, trtllm: str) -> tuple[Check, ...]:
+    """What can be said of a port without any class to hold it against."""
+    from trtllm_scaffold.verify.check import check_port
+    from trtllm_scaffold.verify.report import skipped
+
+    checks = check_port(port, checkpoint=None, trtllm=trtllm)
+    reason = "no HF class of the model can be run: this port is unproven"
+    return (*checks, skipped("parity", reason))
 
 
 def _files(port: Path) -> tuple[str, ...]:

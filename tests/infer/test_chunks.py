@@ -11,7 +11,7 @@ from transformers import Llama4TextConfig
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer import infer
 from trtllm_scaffold.infer.query_factor import read_query_factor
-from trtllm_scaffold.pipeline import _classes
+from trtllm_scaffold.pipeline import hf_classes
 from trtllm_scaffold.sources import load_path
 
 
@@ -23,7 +23,7 @@ def test_lengths_that_equal_a_width_by_chance_are_still_seen(tmp_path) -> None:
     raw = {**config.to_dict(), "architectures": ["Llama4ForCausalLM"]}
     path.write_text(json.dumps({**raw, "model_type": "llama4_text"}, default=str))
     sources = load_path(path)
-    spec = infer(sources, _classes(sources, False))
+    spec = infer(sources, hf_classes(sources, False))
 
     rotated, bare = spec.layer_kinds
     assert spec.layer_pattern == (0, 0, 0, 1)

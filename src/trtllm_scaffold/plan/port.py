@@ -88,6 +88,13 @@ def _configuration_symbols(answers: Answers) -> set[str]:
     return {"RopeParams", "RotaryScalingType"} if named else {"RopeParams"}
 
 
+def _reference_class(spec: ModelSpec) -> str:
+    """Name of the HF class that the port's tests hold it against."""
+    if spec.own_code:
+        return spec.own_code[1]
+    return spec.assumed[1] if spec.assumed else spec.architecture
+
+
 def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
     """Plans the port of `spec` for the TensorRT-LLM generation `trtllm`.
 
@@ -103,10 +110,10 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "title": names.class_prefix,
         "architecture": spec.architecture,
         "model_type": spec.model_type,
-        "config_class": "PretrainedConfig" if own else spec.config_class[0],
+        "config_class": "PretrainedConfig" if own or spec.assumed else spec.config_class[0],
         "reference_attention": spec.reference_attention,
         "reference_layers": spec.layers_name,
-        "reference_class": own[1] if own else spec.architecture,
+        "reference_class": _reference_class(spec),
         "reference_config_class": spec.config_class[0],
         "reference_modules": [spec.config_class[1].rpartition(".")[2], own[0]] if own else [],
         "trtllm": trtllm,

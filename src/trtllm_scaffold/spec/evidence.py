@@ -11,7 +11,8 @@ class Evidence:
 
     Attributes:
         fact: Dotted name of the fact, such as ``attention.kind`` or ``position.rope.theta``.
-        witness: ``config``, ``trace``, ``checkpoint``, ``class default`` or ``proof``.
+        witness: ``config``, ``trace``, ``checkpoint``, ``class default``, ``proof``, or
+            ``assumption`` where nothing could be run.
         where: The key, module or tensor it was read from.
         value: What was read, as JSON-plain data.
     """

@@ -50,6 +50,7 @@ class ModelSpec:
         layers_name: Name of the HF module that lists the layers, such as ``model.layers``.
         reference_attention: Which of HF's attentions was read: ``eager`` (written out), or the
             class's default one where the written-out one has no label.
+        assumed: HF's configuration and model class that an unproven model was read as, or None.
         own_code: (module, class) of the HF model where the model brings its own code, else None.
         hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: Sizes.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
@@ -81,6 +82,7 @@ class ModelSpec:
     layers_name: str = "model.layers"
     reference_attention: str = "eager"
     own_code: tuple[str, str] | None = None
+    assumed: tuple[str, str] | None = None
 
     @property
     def layer(self) -> LayerKind:
