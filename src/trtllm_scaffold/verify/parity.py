@@ -13,20 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem
 from trtllm_scaffold.verify.close_calls import (
-    BF16_MARGIN,
     clear_lengths,
     clear_part,
-    first_call,
-    noted,
-    short_sequences,
     too_few,
 )
 from trtllm_scaffold.verify.harness import Driver, Setup, build_model
 from trtllm_scaffold.verify.locate import compare_stages, first_departure
 from trtllm_scaffold.verify.port_module import (
-    as_bfloat16,
     describe,
     finding,
     load_config,
@@ -35,24 +29,19 @@ from trtllm_scaffold.verify.port_module import (
     reference_model,
     save_checkpoint,
 )
-from trtllm_scaffold.verify.report import Check, LayerErrors, skipped, verdict
+from trtllm_scaffold.verify.report import Check, LayerErrors, verdict
 from trtllm_scaffold.verify.scenarios import (
     SCENARIOS,
     Regime,
     make_sequences,
-    prefill,
     regimes,
 )
 
 #: Largest logit error, relative to max(1, max |logit|).
 FP32_BOUND = 1e-4
-#: RMS error of the port in bf16, relative to that of HF in bf16, both against HF in fp32.
-BF16_BOUND = 1.25
 
 #: RoPE fused into attention, and applied by the module: they read different arguments.
 BACKENDS = ("TRTLLM", "VANILLA")
-
-_BF16_SEEDS = (11, 12, 13)
 
 
 @dataclass(frozen=True)
@@ -239,81 +228,6 @@ def layer_errors(case: Case, inputs: Inputs, backend: str) -> LayerErrors:
         return compare_stages(
             driver, case.reference, inputs.sequences[0], title=title, bound=FP32_BOUND
         )
-
-
-def check_bf16(cases: Sequence[Case]) -> Check:
-    """Compare the port's bf16 error with HF's own, both against HF in fp32.
-
-    The statistic is the RMS error over every logit of every sequence, pooled over seeds that
-    draw new weights: a maximum would compare two single unlucky roundings.
-    """
-    problems: list[str] = []
-    ratios: dict[str, float] = {}
-    for case in cases:
-        try:
-            with quiet():
-                ours, theirs = _bf16_errors(case)
-        except EnvironmentProblem as problem:
-            return skipped("parity bf16", str(problem))
-        except Exception as error:  # whatever the port raises is a finding about the port
-            problems.append(f"{case.path.name}: {finding(error, case.package)}")
-            continue
-        ratio = ours / theirs if theirs else math.inf
-        ratios[case.path.name] = ratio if ratio == ratio else math.inf
-        if not ratio <= BF16_BOUND:
-            problems.append(
-                f"{case.path.name}: RMS error {ours:.3e} in bf16, HF's own is {theirs:.3e}"
-            )
-    measured = {
-        "error_ratio": max(ratios.values(), default=math.inf),
-        "statistic": f"RMS over all logits, {len(_BF16_SEEDS)} seeds",
-        "by_config": ratios,
-    }
-    return verdict(
-        "parity bf16", problems, measured=finite(measured), bound={"error_ratio": BF16_BOUND}
-    )
-
-
-def _bf16_errors(case: Case) -> tuple[float, float]:
-    """RMS error of the port and of HF, in bf16, against HF in fp32."""
-    ours = theirs = 0.0
-    count = 0
-    for seed in _BF16_SEEDS:
-        reference = reference_model(case.config, seed)
-        rounded, weights = as_bfloat16(reference), _stored(reference)
-        for inputs in case.inputs:
-            setup = case.setup(inputs, BACKENDS[0], torch.bfloat16)
-            model = build_model(case.config, weights, setup)
-            for tokens in short_sequences(model, inputs.sequences):
-                with noted(model, BF16_MARGIN) as calls, Driver(model, setup) as driver:
-                    ((_, _, found),) = prefill(driver, [tokens])
-                clear = first_call(calls, len(tokens))
-                exact = reference_logits(reference, tokens)
-                noisy = _rounded_logits(rounded, tokens)
-                ours += float((found - exact)[:clear].square().sum())
-                theirs += float((noisy - exact)[:clear].square().sum())
-                count += exact[:clear].numel()
-    if not count:
-        raise CheckFailed("close calls of the routers leave nothing to compare")
-    return math.sqrt(ours / count), math.sqrt(theirs / count)
-
-
-def _rounded_logits(rounded: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """HF's logits in bf16, the noise that the port is measured by.
-
-    Raises:
-        EnvironmentProblem: HF's own code does not run in bf16.
-    """
-    try:
-        return reference_logits(rounded, tokens)
-    except Exception as error:  # the model's own code raises whatever it likes
-        raise EnvironmentProblem(f"HF's own model fails in bf16: {describe(error)}") from error
-
-
-def _stored(reference: nn.Module) -> dict[str, torch.Tensor]:
-    with quiet(), tempfile.TemporaryDirectory(prefix="trtllm-scaffold-") as folder:
-        save_checkpoint(reference, Path(folder))
-        return read_checkpoint(Path(folder))
 
 
 def finite(measured: dict[str, Any]) -> dict[str, Any]:

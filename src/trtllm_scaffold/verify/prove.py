@@ -198,7 +198,8 @@ class _Proof:
         return GENERATIONS
 
     def _parity(self, cases: Sequence[Any], runtime: str) -> list[Check]:
-        from trtllm_scaffold.verify.parity import check_bf16, check_scenario
+        from trtllm_scaffold.verify.parity import check_scenario
+        from trtllm_scaffold.verify.parity_bf16 import check_bf16
         from trtllm_scaffold.verify.scenarios import SCENARIOS
 
         checks: list[Check] = []

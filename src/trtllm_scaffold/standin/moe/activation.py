@@ -183,7 +183,7 @@ class Formula:
         if up is None:
             return _SIMPLE[self.kind](wide).to(first.dtype)
         alpha, beta, limit = (
-            _for_experts(value, experts)
+            _for_experts(value, experts, wide.device)
             for value in (self.constants.alpha, self.constants.beta, self.constants.limit)
         )
         return self._gated(wide, up.float(), alpha, beta, limit).to(first.dtype)
@@ -203,10 +203,10 @@ class Formula:
         return gate * scaled.sigmoid() * (up if beta is None else up + beta)
 
 
-def _for_experts(value: Any, experts: Any) -> Any:
-    """A per-expert constant as ``[experts, 1, 1]``; a number as it is."""
+def _for_experts(value: Any, experts: Any, device: torch.device) -> Any:
+    """A per-expert constant as ``[experts, 1, 1]`` on `device`; a number as it is."""
     if isinstance(value, torch.Tensor) and value.numel() > 1:
-        return value.float()[experts].reshape(-1, 1, 1)
+        return value.float()[experts].reshape(-1, 1, 1).to(device)
     return value if value is None else float(value)
 
 
