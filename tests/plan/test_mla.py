@@ -46,7 +46,7 @@ def test_widths_that_have_kernels_are_native_and_others_say_so() -> None:
         (with_attention(YOUTU, softcap=Quantity(9.0, "9.0")), "attention.softcap: 'with"),
         (
             with_attention(YOUTU, output_gate=GateSpec("sigmoid", "head")),
-            "attention.output_gate: 'sigmoid, head'",
+            "attention.output_gate: 'with latents'",
         ),
         (with_layer(YOUTU, rope=None), "position.rope: .*do not all rotate alike"),
     ],

@@ -69,7 +69,7 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
         ("attention.sinks", "with latents" if attention.sinks else "none"),
-        ("attention.output_gate", f"{gate.activation}, {gate.width}" if gate else "none"),
+        ("attention.output_gate", "with latents" if gate else "none"),
         ("attention.output_norm", "with latents" if attention.output_norm else "none"),
         ("attention.window", "with latents" if attention.window else "none"),
     ]

@@ -116,4 +116,5 @@ class AttentionSpec:
         A key of its own, such as ``query_pre_attn_scalar``, may hold head_dim in this one alone.
         """
         equal = abs(self.scale.value * float(self.head_dim.value) ** 0.5 - 1.0) < 1e-6
-        return equal and bool(self.scale.keys) and self.scale.keys <= self.head_dim.keys
+        usual = self.head_dim.keys | {"head_dim"}
+        return equal and bool(self.scale.keys) and self.scale.keys <= usual
