@@ -54,3 +54,9 @@ def test_the_port_says_that_it_is_unproven(tmp_path: Path) -> None:
     for command in (["ruff", "format", "--check", "."], ["ruff", "check", "."]):
         run_in(result.port, *command)
     run_in(result.port, "pytest", "-q", "-k", "registration or generation or weights")
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "tie_word_embeddings", "rope_theta"])
+def test_defaults_of_the_assumed_class_are_not_taken(key: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=f"does not say {key}"):
+        inspect_model(unknown(tmp_path, **{key: None}))

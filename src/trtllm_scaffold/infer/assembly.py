@@ -67,7 +67,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     return ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
-        architecture=str(sources.raw["architectures"][0]),
+        architecture=_architecture(sources, classes),
         config_class=(classes.config_class.__name__, classes.config_class.__module__),
         **vars(sizes),
         dtype=dtype(sources.raw),
@@ -84,6 +84,13 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         reference_attention=str(observations[0].config._attn_implementation),
         own_code=_last_names(classes.model_class) if classes.remote else None,
     )
+
+
+def _architecture(sources: Sources, classes: HFClasses) -> str:
+    """The name that a runtime finds the model by; that of its own class may be another."""
+    if classes.remote:
+        return str(sources.raw["architectures"][0])
+    return str(classes.model_class.__name__)
 
 
 def _last_names(found: type) -> tuple[str, str]:

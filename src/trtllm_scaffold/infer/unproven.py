@@ -29,17 +29,37 @@ _SILENT = frozenset(
 )  # fmt: skip
 
 
+#: Keys that the file must hold: the assumed class's own defaults say nothing of this model.
+_NEEDED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_act",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+)
+
+
 def infer_unproven(sources: Sources) -> tuple[ModelSpec, Sources, HFClasses]:
     """The spec under an assumption, and the sources and classes that make it.
 
     Each key of the configuration must be one that the assumed class knows, and the checkpoint's
-    header, where there is one, must agree with it in every name and shape.
+    header, where there is one, must agree with it in every name and shape. Nothing that decides the
+    equation may come from that class's defaults.
 
     Raises:
         Refused: No plain decoder has these keys, or stores these tensors.
     """
     problems: list[str] = []
-    for name, classes in _candidates(sources.header is not None):
+    absent = [key for key in _NEEDED if sources.raw.get(key) is None]
+    if sources.raw.get("rope_theta") is None and not sources.raw.get("rope_parameters"):
+        absent.append("rope_theta")
+    if absent:
+        problems.append(f"it does not say {', '.join(absent)}")
+    for name, classes in () if absent else _candidates(sources.header is not None):
         unknown = _unknown_keys(sources.raw, classes)
         if unknown:
             problems.append(f"{name} does not know {', '.join(unknown[:3])}")
