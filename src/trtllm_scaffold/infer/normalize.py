@@ -34,6 +34,9 @@ TYPE_ALIASES = {"su": "longrope"}
 #: max_position_embeddings where a file does not say it.
 TYPES_WITH_ORIGINAL = ("llama3", "yarn", "longrope")
 
+#: The scaling types of transformers 4.
+_OLD_TYPES = ("linear", "dynamic", "yarn", "longrope", "llama3")
+
 ORIGINAL = "original_max_position_embeddings"
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -93,8 +96,11 @@ def both_spellings(raw: Mapping[str, Any]) -> dict[str, Any]:
     if "rope_theta" in nested.get("sliding_attention", {}):
         older["rope_local_base_freq"] = nested["sliding_attention"]["rope_theta"]
     scaling = {key: value for key, value in flat.items() if key not in SPELLINGS}
-    if scaling.get("rope_type", "default") != "default":
+    kind = scaling.get("rope_type", "default")
+    if kind in _OLD_TYPES:
         older["rope_scaling"] = scaling
+    elif kind != "default":
+        return dict(raw)  # transformers 4 has no such type, in any spelling
     return {**raw, **{key: value for key, value in older.items() if raw.get(key) is None}}
 
 
