@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,11 @@ def config_file(name: str, folder: Path) -> Path:
     path = source / "config.json"
     path.write_text(json.dumps(load(name)))
     return path
+
+
+def heed_interrupts() -> None:
+    """For a child that is to be interrupted: what a shell runs in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_in(port: Path, *command: str) -> str:

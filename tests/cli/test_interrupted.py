@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from families import heed_interrupts
 
 
 @pytest.mark.slow
@@ -18,7 +19,12 @@ def test_interrupted_new_leaves_nothing(tmp_path, write_config, llama, number, s
     path = write_config(llama)
     command = [sys.executable, "-m", "trtllm_scaffold.cli", "new", "port", "--config", str(path)]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        preexec_fn=heed_interrupts,
     ) as process:
         assert process.stderr is not None
         said = []

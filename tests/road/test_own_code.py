@@ -21,7 +21,7 @@ def model(tmp_path: Path) -> Path:
     """A folder with the configuration and the code of a decoder that transformers has not."""
     folder = tmp_path / "model"
     folder.mkdir()
-    raw = odd_fork.raw(qk_norm="after", layout="values_first", rope="deinterleaving")
+    raw = odd_fork.raw(qk_norm="after", layout="values_first", rope="plain")
     classes = {"AutoConfig": "OddConfig", "AutoModelForCausalLM": "OddForCausalLM"}
     raw["auto_map"] = {key: f"{CODE}.{name}" for key, name in classes.items()}
     (folder / "config.json").write_text(json.dumps(raw))

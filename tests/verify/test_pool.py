@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from families import heed_interrupts
 
 from trtllm_scaffold.verify.pool import WorkerFailed, WorkerPool, warm_pool, warm_up
 
@@ -99,7 +100,11 @@ def test_workers_do_not_outlive_their_owner(sign):
         "pool.run('signal:pause', [{}], timeout=60)\n"
     )
     owner = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
     )
     pids = [int(text) for text in owner.stdout.readline().split()]
     assert len(pids) == 2

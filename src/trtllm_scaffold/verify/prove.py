@@ -21,6 +21,7 @@ Progress = Callable[[str], Any]
 
 _NO_RANKS = "the ranks of the real runtime need a GPU each: prove it with --runtime standin"
 _NO_FP32 = "the kernels of the real runtime know 16-bit types only: prove it on the stand-in"
+_NO_CAPTURE = "this port's own attention (support level reference) runs outside CUDA graphs"
 #: Rotary scalings that latent attention has in both generations.
 _BOTH = ("", "yarn")
 _DTYPES = ("float32", "bfloat16", "both")
@@ -238,6 +239,8 @@ class _Proof:
         checks = [check_meta_init(case), check_lora(case)]
         if self.device == "cpu":
             return [*checks, skipped("CUDA graph", "needs a CUDA device")]
+        if self.files.answers.get("attention_reference"):
+            return [*checks, skipped("CUDA graph", _NO_CAPTURE)]
         return [*checks, check_cuda_graph(case)]
 
     def _parallel(
