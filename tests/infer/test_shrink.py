@@ -337,3 +337,20 @@ def test_scalars_are_told_from_sizes_rates_and_tokens():
     ):
         assert not is_scalar(key, value), key
     assert not is_number(True)
+
+
+def test_scalars_of_a_nested_configuration_share_no_value_with_those_around_it():
+    """One of MPT's clips sits inside; a number outside that looks the same would be taken for it."""
+    raw = {
+        "architectures": ["MptForCausalLM"],
+        "model_type": "mpt",
+        "d_model": 512,
+        "n_heads": 8,
+        "n_layers": 4,
+        "embedding_fraction": 1.0,
+        "attn_config": {"alibi": True, "clip_qkv": 0.5},
+    }
+    for variant in (0, 1):
+        tiny = shrink(raw, classes_of(raw), style="odd", variant=variant)
+        assert tiny["attn_config"]["clip_qkv"] != tiny["embedding_fraction"]
+        assert tiny["attn_config"]["clip_qkv"] not in (0.5, 1.0)

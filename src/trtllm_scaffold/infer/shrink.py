@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Set
+from functools import partial
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
@@ -98,13 +99,15 @@ def shrink(
     experts = tiny_moe(full, style, variant, attribute_map)
     by_chance = set(edits) - named - set(experts)
     edits.update(experts)
-    edits.update(nested_edits(source, full, lambda v: _inner_edits(v, sizes, style, variant)))
+    given: dict[int, int] = {}
+    scalars = odd_scalars(full, variant, given) if style == "odd" else {}
+    inner = partial(_inner_edits, sizes=sizes, style=style, variant=variant, given=given)
+    edits.update(nested_edits(source, full, inner))
     edits.update(layer_edits(source, full, layers, kept, sizes))
     edits.update({k: v[: len(kept)] for k, v in experts.items() if isinstance(v, list)})
     edits.update(without_dropout(source))
     edits.update(tokens_inside(full, sizes["vocab_size"]))
-    if style == "odd":
-        edits.update(odd_scalars(full, variant))
+    edits.update(scalars)
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
     tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
@@ -225,7 +228,12 @@ def _equal_edits(
 
 
 def _inner_edits(
-    values: Mapping[str, Any], sizes: Mapping[str, int], style: Style, variant: int
+    values: Mapping[str, Any],
+    *,
+    sizes: Mapping[str, int],
+    style: Style,
+    variant: int,
+    given: dict[int, int],
 ) -> dict[str, Any]:
     """Return the edits of a nested configuration: sizes, counts of experts and scalars."""
     known = {
@@ -234,7 +242,7 @@ def _inner_edits(
         if (role := ROLE_OF.get(key)) in sizes and role is not None and is_size(value)
     }
     edits = {**known, **tiny_moe(values, style, variant)}
-    return {**(odd_scalars(values, variant) if style == "odd" else {}), **edits}
+    return {**(odd_scalars(values, variant, given) if style == "odd" else {}), **edits}
 
 
 def _derives_head_dim(real: Real) -> bool:

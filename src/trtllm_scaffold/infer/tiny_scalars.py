@@ -17,15 +17,18 @@ _INTEGER = ((17, 6), (29, 10))
 _THETA = ((731, 212), (1193, 346))
 
 
-def odd_scalars(full: Mapping[str, Any], variant: int) -> dict[str, int | float]:
+def odd_scalars(
+    full: Mapping[str, Any], variant: int, counts: dict[int, int]
+) -> dict[str, int | float]:
     """Return an odd value for each scalar outside rope.
 
     Args:
         full: Every value of the real configuration. A scalar that is 0 is off, and stays off.
         variant: 0 or 1; no value occurs in both.
+        counts: How many values each table has given already. One for a whole file, so that keys
+            of nested configurations never share a value with those around them.
     """
     odd: dict[str, int | float] = {}
-    counts: dict[int, int] = {}
     for key, value in full.items():
         if key in ROPE_KEYS or not is_scalar(key, value) or value == 0:
             continue
