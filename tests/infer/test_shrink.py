@@ -340,7 +340,7 @@ def test_scalars_are_told_from_sizes_rates_and_tokens():
 
 
 def test_scalars_of_a_nested_configuration_share_no_value_with_those_around_it():
-    """One of MPT's clips sits inside; a number outside that looks the same would be taken for it."""
+    """MPT's clip sits inside; a number outside that looks the same would be taken for it."""
     raw = {
         "architectures": ["MptForCausalLM"],
         "model_type": "mpt",
