@@ -25,7 +25,7 @@ def tty(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
     size = os.terminal_size((60, 24))
-    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda: size)
+    monkeypatch.setattr(terminal.shutil, "get_terminal_size", lambda *_, **__: size)
     return stream
 
 
