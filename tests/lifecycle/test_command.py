@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA
+from small_llama import LLAMA
 from template_releases import (
     ROOT,
     change_template,

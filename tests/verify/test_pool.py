@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from families import heed_interrupts
 
+from trtllm_scaffold.verify import pool as pool_module
 from trtllm_scaffold.verify.pool import WorkerFailed, WorkerPool, warm_pool, warm_up
 
 
@@ -113,7 +114,8 @@ def test_workers_do_not_outlive_their_owner(sign):
     assert all(gone(pid) for pid in pids)
 
 
-def test_a_warm_pool_serves_later_proofs():
+def test_a_warm_pool_serves_later_proofs(monkeypatch):
+    monkeypatch.setattr(pool_module, "_warm", [])  # other tests may have warmed one
     warm_up(2)
     pool = warm_pool(2)
     assert pool is not None and warm_pool(3) is None
