@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LLAMA
 from sample_specs import SPECS
+from small_llama import LLAMA
 from template_releases import git, sample_documents
 
 from trtllm_scaffold.errors import InputError
