@@ -7,8 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from families import run_in
 
 from trtllm_scaffold.errors import InputError, UsageError
+from trtllm_scaffold.pipeline import new_port
+from trtllm_scaffold.sources import load_path
 from trtllm_scaffold.zoo import run as zoo_run
 from trtllm_scaffold.zoo.entries import Entry, load_entries, select
 from trtllm_scaffold.zoo.run import Outcome, run_entry, run_zoo
@@ -77,3 +80,22 @@ def test_scoreboard() -> None:
     assert document["counts"] == {"passed": 1, "refused": 1}
     page = to_markdown(outcomes, "1.2", "the stand-in")
     assert "| a | passed, native |" in page and "moe: a \\| b" in page
+
+
+#: Entries whose names or facts make the longest lines.
+LONG_LINES = (
+    "afmoe",
+    "cohere_compass_text",
+    "ctrl",
+    "gpt2+inv_layer_scale",
+    "modernbert-decoder",
+    "stablelm+parallel_qkln",
+)
+
+
+@pytest.mark.parametrize("name", LONG_LINES)
+def test_ports_of_long_names_are_formatted(name: str, tmp_path: Path) -> None:
+    config = zoo_run._write_config(entry(name), tmp_path / "model")
+    port = new_port(load_path(config), tmp_path / "port", prove=False).port
+    for command in (["ruff", "format", "--check", "."], ["ruff", "check", "."]):
+        run_in(port, *command)
