@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
-
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts, read_attention
 from trtllm_scaffold.infer.block import BlockFacts, read_block
@@ -26,6 +24,7 @@ from trtllm_scaffold.infer.roles import RoleLayout, check_all_used, layer_roles,
 from trtllm_scaffold.infer.routed import Routed
 from trtllm_scaffold.infer.signature import signature
 from trtllm_scaffold.infer.tiny import build, token_ids
+from trtllm_scaffold.threads import one_thread
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -204,17 +203,6 @@ def _read_experts(
     return LayerFacts(
         layer, layer, attention, mlp, block, moe=moe, shared=inside or beside, roles=roles
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run on one thread: tiny operations lose more by waiting for others than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

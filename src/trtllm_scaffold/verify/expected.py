@@ -18,7 +18,7 @@ from trtllm_scaffold.verify.expected_moe import (
     read_moe_sizes,
     small_moe_sizes,
 )
-from trtllm_scaffold.verify.parameter import Parameter
+from trtllm_scaffold.verify.parameter import Parameter, linear
 from trtllm_scaffold.verify.port_files import MAX_LAYERS
 
 __all__ = [
@@ -108,9 +108,8 @@ def _outside(
         yield "model.embed_positions.weight", Parameter((length, hidden))
     yield from _norm(answers, "norm", "model.norm", (hidden,))
     if answers.get("head_dense"):
-        yield "model.head_dense.weight", Parameter((hidden, hidden))
-    if answers.get("head_dense_bias"):
-        yield "model.head_dense.bias", Parameter((hidden,))
+        bias = answers.get("head_dense_bias")
+        yield from linear("model.head_dense", (hidden, hidden), bias=bias)
     yield from _norm(answers, "head_norm", "model.head_norm", (hidden,))
     if answers.get("head_projection"):
         yield "model.project_out.weight", Parameter((width, hidden))
@@ -131,14 +130,11 @@ def _attention(
     hidden, head_dim = sizes["hidden_size"], sizes["head_dim"]
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     for part, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
-        name, rows = f"{_LAYER}.self_attn.{part}", count * head_dim
-        yield f"{name}.weight", Parameter((rows, hidden), split=0, heads=count)
-        if answers.get("attention_qkv_bias"):
-            yield f"{name}.bias", Parameter((rows,), split=0, heads=count)
-    name = f"{_LAYER}.self_attn.o_proj"
-    yield f"{name}.weight", Parameter((hidden, heads * head_dim), split=1, heads=heads)
-    if answers.get("attention_o_bias"):
-        yield f"{name}.bias", Parameter((hidden,))
+        name, shape = f"{_LAYER}.self_attn.{part}", (count * head_dim, hidden)
+        bias = answers.get("attention_qkv_bias")
+        yield from linear(name, shape, bias=bias, split=0, heads=count)
+    name, shape = f"{_LAYER}.self_attn.o_proj", (hidden, heads * head_dim)
+    yield from linear(name, shape, bias=answers.get("attention_o_bias"), split=1, heads=heads)
     yield from _gate(answers, sizes)
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
         if answers.get("qk_norm_apart"):
@@ -146,8 +142,8 @@ def _attention(
             yield name, Parameter((head_dim,), heads=count)
             continue
         scope = str(answers.get("qk_norm") or "head")
-        shape = {"head": (head_dim,), "per_head_weight": (count, head_dim)}
-        size = shape.get(scope, (count * head_dim,))
+        sizes_by_scope = {"head": (head_dim,), "per_head_weight": (count, head_dim)}
+        size = sizes_by_scope.get(scope, (count * head_dim,))
         yield from _norm(answers, "qk_norm", f"{_LAYER}.self_attn.{part}", size)
     name = f"{_LAYER}.self_attn.output_norm"
     yield from _norm(answers, "output_norm", name, (heads * head_dim,))
@@ -161,10 +157,8 @@ def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tupl
         return
     heads = sizes["num_attention_heads"]
     rows = heads if width == "head" else heads * sizes["head_dim"]
-    name = f"{_LAYER}.self_attn.gate_proj"
-    yield f"{name}.weight", Parameter((rows, sizes["hidden_size"]), split=0, heads=heads)
-    if answers.get("attention_gate_bias"):
-        yield f"{name}.bias", Parameter((rows,), split=0, heads=heads)
+    name, shape = f"{_LAYER}.self_attn.gate_proj", (rows, sizes["hidden_size"])
+    yield from linear(name, shape, bias=answers.get("attention_gate_bias"), split=0, heads=heads)
 
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
@@ -209,13 +203,10 @@ def _mlp(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple
     if answers.get("moe") and not answers.get("mlp_kind"):
         return
     hidden, width = sizes["hidden_size"], sizes["intermediate_size"]
+    bias = answers.get("mlp_bias")
     for part in ("gate_proj", "up_proj") if answers.get("mlp_kind") == "gated" else ("up_proj",):
-        yield f"{_LAYER}.mlp.{part}.weight", Parameter((width, hidden), split=0)
-        if answers.get("mlp_bias"):
-            yield f"{_LAYER}.mlp.{part}.bias", Parameter((width,), split=0)
-    yield f"{_LAYER}.mlp.down_proj.weight", Parameter((hidden, width), split=1)
-    if answers.get("mlp_bias"):
-        yield f"{_LAYER}.mlp.down_proj.bias", Parameter((hidden,))
+        yield from linear(f"{_LAYER}.mlp.{part}", (width, hidden), bias=bias, split=0)
+    yield from linear(f"{_LAYER}.mlp.down_proj", (hidden, width), bias=bias, split=1)
     yield from _norm(answers, "down_norm", f"{_LAYER}.mlp.down_norm", (width,))
     if answers.get("mlp_activation") == "xielu":
         for name in ("alpha_p", "alpha_n"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.sources.json_file import shown
-from trtllm_scaffold.verify.parameter import Parameter
+from trtllm_scaffold.verify.parameter import Parameter, linear
 from trtllm_scaffold.verify.port_files import MAX_EXPERTS
 
 #: Expert-parallel sizes that a load proof tries.
@@ -59,19 +59,14 @@ def expert_parameters(
     if not answers.get("moe"):
         return
     hidden, experts = sizes["hidden_size"], sizes["num_experts"]
-    yield f"{_MLP}.gate.weight", Parameter((experts, hidden))
-    if answers.get("moe_logit_bias"):
-        yield f"{_MLP}.gate.bias", Parameter((experts,))
+    bias, width = answers.get("moe_bias"), sizes["moe_intermediate_size"]
+    yield from linear(f"{_MLP}.gate", (experts, hidden), bias=answers.get("moe_logit_bias"))
     if answers.get("moe_selection_bias"):
         yield f"{_MLP}.e_score_correction_bias", Parameter((experts,))
-    width = sizes["moe_intermediate_size"]
+    expert = f"{_MLP}.experts.{{e}}"
     for name in ("w1", "w3"):
-        yield f"{_MLP}.experts.{{e}}.{name}.weight", Parameter((width, hidden), split=0)
-        if answers.get("moe_bias"):
-            yield f"{_MLP}.experts.{{e}}.{name}.bias", Parameter((width,), split=0)
-    yield f"{_MLP}.experts.{{e}}.w2.weight", Parameter((hidden, width), split=1)
-    if answers.get("moe_bias"):
-        yield f"{_MLP}.experts.{{e}}.w2.bias", Parameter((hidden,))
+        yield from linear(f"{expert}.{name}", (width, hidden), bias=bias, split=0)
+    yield from linear(f"{expert}.w2", (hidden, width), bias=bias, split=1)
     yield from _shared(answers, sizes)
 
 
@@ -82,13 +77,10 @@ def _shared(
         return
     hidden, width = sizes["hidden_size"], sizes["shared_expert_intermediate_size"]
     name = f"{_MLP}.shared_expert"
+    bias = answers.get("moe_shared_bias")
     for part in ("gate_proj", "up_proj"):
-        yield f"{name}.{part}.weight", Parameter((width, hidden), split=0)
-        if answers.get("moe_shared_bias"):
-            yield f"{name}.{part}.bias", Parameter((width,), split=0)
-    yield f"{name}.down_proj.weight", Parameter((hidden, width), split=1)
-    if answers.get("moe_shared_bias"):
-        yield f"{name}.down_proj.bias", Parameter((hidden,))
+        yield from linear(f"{name}.{part}", (width, hidden), bias=bias, split=0)
+    yield from linear(f"{name}.down_proj", (hidden, width), bias=bias, split=1)
     if answers.get("moe_shared") == "sigmoid_gate":
         yield f"{name}_gate.weight", Parameter((1, hidden))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError
 from trtllm_scaffold.targets.contract import GENERATIONS
+from trtllm_scaffold.threads import one_thread
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
 from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
@@ -101,19 +102,6 @@ def _workers(
             yield pool
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tiny models lose more by sharing work between threads than they gain."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Proof:
     """The checks that run a port, in order, and what they leave behind for the report."""
 
@@ -154,7 +142,7 @@ class _Proof:
             return [verdict("parity fp32", ["tests/configs holds no tiny configuration"])]
         checks: list[Check] = []
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_one_thread())
+            stack.enter_context(one_thread())
             dtype = torch.float32 if runtime.name == "standin" else torch.bfloat16
             try:
                 cases = [
