@@ -126,24 +126,21 @@ def hf_classes(sources: Sources, trust_remote_code: bool) -> HFClasses:
     return classes
 
 
-def _read(
-    sources: Sources, trust_remote_code: bool, allow_unproven: bool
-) -> tuple[ModelSpec, Sources, HFClasses]:
-    """The spec, with the sources and classes that it was read from."""
-    classes = _find_classes(sources, trust_remote_code) if allow_unproven else None
-    if allow_unproven and classes is None:
+def _read(sources: Sources, classes: HFClasses | None) -> tuple[ModelSpec, Sources, HFClasses]:
+    """The spec, with the sources and classes that it was read from; without any, assumed ones."""
+    if classes is None:
         from trtllm_scaffold.infer.unproven import infer_unproven
 
         return infer_unproven(sources)
     from trtllm_scaffold.infer import infer
 
-    classes = classes or hf_classes(sources, trust_remote_code)
     return infer(sources, classes), sources, classes
 
 
 def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspection:
     """Infers what the model of `sources` is; nothing is written."""
-    return Inspection(_read(sources, trust_remote_code, True)[0], sources.hf_id)
+    spec, _, _ = _read(sources, _find_classes(sources, trust_remote_code))
+    return Inspection(spec, sources.hf_id)
 
 
 def _experts(spec: ModelSpec) -> int | float:
@@ -219,14 +216,14 @@ def new_port(
     """
     check_destination(dest, force=force)
     tree = None if in_tree is None else open_tree(in_tree, trtllm)
-    if not allow_unproven:
-        hf_classes(sources, trust_remote_code)  # what is refused is refused before any work
+    find = _find_classes if allow_unproven else hf_classes
+    classes = find(sources, trust_remote_code)
     if prove and not dry_run:
         from trtllm_scaffold.verify.pool import warm_up
 
         warm_up()
     progress("reading the architecture off a tiny instance")
-    spec, read, classes = _read(sources, trust_remote_code, allow_unproven)
+    spec, read, classes = _read(sources, classes)
     names = port_names(spec, name, package)
     if tree is not None:
         refuse_taken(tree, names.name, spec.architecture)
@@ -239,13 +236,9 @@ def new_port(
         )
         if dry_run:
             return result
-        if prove and not spec.proven:
-            result = replace(result, checks=_static_checks(port, trtllm))
-        elif prove:
-            from trtllm_scaffold.verify.prove import prove_port
-
-            report = prove_port(port, tp=(1, 2), trtllm=trtllm, progress=progress)
-            result = replace(result, checks=tuple(report.checks))
+        if prove:
+            checks = _prove(port, trtllm, progress) if spec.proven else _static(port, trtllm)
+            result = replace(result, checks=checks)
         if any(check.status == "failed" for check in result.checks):
             progress("nothing was written; --no-prove writes the port unproven, to look at it")
             return result
@@ -258,7 +251,13 @@ def new_port(
     return result
 
 
-def _static_checks(port: Path, trtllm: str) -> tuple[Check, ...]:
+def _prove(port: Path, trtllm: str, progress: Progress) -> tuple[Check, ...]:
+    from trtllm_scaffold.verify.prove import prove_port
+
+    return tuple(prove_port(port, tp=(1, 2), trtllm=trtllm, progress=progress).checks)
+
+
+def _static(port: Path, trtllm: str) -> tuple[Check, ...]:
     """What can be said of a port without any class to hold it against."""
     from trtllm_scaffold.verify.check import check_port
     from trtllm_scaffold.verify.report import skipped

@@ -78,10 +78,7 @@ def shrink(
         InputError: The class rejects the configuration.
         Refused: A size is missing, or some cannot be made small.
     """
-    source = json.loads(json.dumps(dict(raw)))
-    for key in _NOT_OF_THE_MODEL:
-        if key != "auto_map" or not classes.remote:
-            source.pop(key, None)
+    source = _of_the_model(raw, classes)
     config = build_config(source, classes)
     full = {**source, **effective(config)}
     attribute_map = _attribute_map(source, full, config, classes)
@@ -92,8 +89,7 @@ def shrink(
         kept = _kept(layer_rows(full, layers), style, variant)
     sizes = tiny_sizes(real, style, variant, len(kept))
 
-    edits: dict[str, Any] = {}
-    edits.update(_size_edits(source, full, real, sizes, attribute_map))
+    edits = _size_edits(source, full, real, sizes, attribute_map)
     named = set(edits)
     edits.update(_equal_edits(full, real, sizes, named))
     experts = tiny_moe(full, style, variant, attribute_map)
@@ -117,6 +113,13 @@ def shrink(
         unknown_edits(tiny, full, layers, settled, classes, style, variant, counts=not whole_depth)
     )
     return both_spellings(tiny)
+
+
+def _of_the_model(raw: Mapping[str, Any], classes: HFClasses) -> dict[str, Any]:
+    """A copy without the keys that do not tell of the model; its own classes stay named."""
+    named = {"auto_map"} if classes.remote else set()
+    dropped = set(_NOT_OF_THE_MODEL) - named
+    return {k: v for k, v in json.loads(json.dumps(dict(raw))).items() if k not in dropped}
 
 
 def _kept(rows: Rows, style: Style, variant: int) -> tuple[int, ...]:
