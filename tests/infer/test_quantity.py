@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from published_configs import classes_of, config_of, load
+from transformers import PretrainedConfig
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.normalize import rope_parameters
@@ -217,3 +218,17 @@ def test_huge_values_do_not_overflow():
     assert fitter.fit("mlp.x", [3, 5]).expr == "config.b"
     with pytest.raises(Refused):
         fitter.fit("mlp.x", [math.pi, math.e])
+
+
+def test_two_keys_that_look_alike_in_tiny_models_are_not_chosen_from():
+    def config(**keys):
+        return PretrainedConfig(tie_word_embeddings=False, **keys)
+
+    tiny = [config(bound=0.37, share=0.37), config(bound=0.53, share=0.53)]
+    fitter = Fitter(tiny, config(bound=0.5, share=1.0), held=("bound", "share"))
+    with pytest.raises(Refused, match=r"config\.bound and config\.share .* 0\.5 and 1 in the real"):
+        fitter.fit("attention.qkv_clip", (0.37, 0.53))
+    hinted = fitter.fit("attention.qkv_clip", (0.37, 0.53), hints=("share",))
+    assert (hinted.expr, hinted.value) == ("config.share", 1.0)
+    alike = Fitter(tiny, config(bound=0.5, share=0.5), held=("bound", "share"))
+    assert alike.fit("attention.qkv_clip", (0.37, 0.53)).value == 0.5

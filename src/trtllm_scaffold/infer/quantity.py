@@ -92,6 +92,8 @@ class Fitter:
             plain = self._fitting(self._simple(observed, hints, rtol), observed, rtol)
             found = next((other for other in plain if not self._computed(other.expr)), found)
         if found is not None:
+            if found.expr.removeprefix("config.") not in self._hinted(hints):
+                self._refuse_rivals(fact, found, observed, rtol)
             return found
         shown = " and ".join(f"{value:g}" for value in observed)
         raise Refused(
@@ -99,6 +101,28 @@ class Fitter:
             f"no configuration key explains {fact}, which is {shown} in two tiny models",
             where="trace",
         )
+
+    def _refuse_rivals(
+        self, fact: str, found: Quantity, observed: tuple[Number, ...], rtol: float
+    ) -> None:
+        """Refuse a key that another explains as well, with another value in the real model.
+
+        Tiny models give keys values of their own, so two that look alike there were not told
+        apart: choosing one would be a guess. A key that a hint names was not chosen so.
+        """
+        name = found.expr.removeprefix("config.")
+        if name not in self._columns:
+            return
+        exact = all(isinstance(value, int) for value in observed)
+        plain = self._single(ONE[:1], list(self._columns), exact)
+        for rival in self._fitting(plain, observed, rtol):
+            if not _same(rival.value, found.value, rtol):
+                raise Refused(
+                    fact.split(".")[0],
+                    f"{found.expr} and {rival.expr} explain {fact} alike in two tiny models, and "
+                    f"are {found.value:g} and {rival.value:g} in the real one",
+                    where="trace",
+                )
 
     def _fitting(
         self, candidates: _Candidates, observed: tuple[Number, ...], rtol: float
