@@ -10,6 +10,7 @@ from typing import Any
 import mla_fork
 import pytest
 import torch
+from latent_sizes import SIZES, YARN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -22,32 +23,6 @@ from trtllm_scaffold.spec import MlaSpec, ModelSpec
 from trtllm_scaffold.spec.describe import describe
 
 torch.set_num_threads(1)
-
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 640,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "q_lora_rank": 88,
-    "kv_lora_rank": 72,
-    "qk_nope_head_dim": 40,
-    "qk_rope_head_dim": 24,
-    "v_head_dim": 48,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "mscale": 0.7,
-    "mscale_all_dim": 1.3,
-}
 
 
 def spec_of(model_type: str, **changes: Any) -> ModelSpec:

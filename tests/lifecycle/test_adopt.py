@@ -7,14 +7,11 @@ from pathlib import Path
 
 import pytest
 from template_releases import (
-    change_template,
     commit,
     edit,
     files,
     make_port,
-    make_repository,
     plan,
-    release,
     sample_deriver,
 )
 
@@ -26,14 +23,6 @@ from trtllm_scaffold.lifecycle.update import apply_update
 
 ANSWERS = ".copier-answers.yml"
 MODELING = "llama_trtllm/modeling_llama.py"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = make_repository(tmp_path_factory.mktemp("releases") / "repository")
-    change_template(repository)
-    release(repository, "0.2.0")
-    return repository
 
 
 @pytest.fixture(scope="module")

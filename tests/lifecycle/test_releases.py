@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from template_releases import ROOT, change_template, commit, edit, git, make_repository, release
+from template_releases import ROOT, commit, edit, git, make_repository
 
 from trtllm_scaffold.errors import EnvironmentProblem, InputError, ScaffoldError
 from trtllm_scaffold.lifecycle.bundle import (
@@ -24,14 +24,6 @@ from trtllm_scaffold.lifecycle.bundle import (
 from trtllm_scaffold.lifecycle.history import open_history
 from trtllm_scaffold.lifecycle.merge import read_tree
 from trtllm_scaffold.lifecycle.releases import parse_version, read_releases
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = make_repository(tmp_path_factory.mktemp("releases") / "repository")
-    change_template(repository)
-    release(repository, "0.2.0")
-    return repository
 
 
 def digest(root: Path, dest: Path) -> str:

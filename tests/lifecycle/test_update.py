@@ -12,13 +12,11 @@ import pytest
 from sample_specs import SPECS
 from template_releases import (
     ROOT,
-    change_template,
     commit,
     edit,
     files,
     git,
     make_port,
-    make_repository,
     plan,
     release,
 )
@@ -35,15 +33,6 @@ SAMPLED = (("gemma2", "1.2", "1.4"), ("gpt2", "1.4", "1.4"))
 WHOLE = [(name, *move) for name in SPECS for move in MOVES]
 SWEEP = WHOLE if os.environ.get("TRTLLM_SCAFFOLD_SWEEP") else SAMPLED
 MODELING = "llama_trtllm/modeling_llama.py"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with v0.1.0, today's template, and v0.2.0, one that differs."""
-    repository = make_repository(tmp_path_factory.mktemp("releases") / "repository")
-    change_template(repository)
-    release(repository, "0.2.0")
-    return repository
 
 
 @pytest.fixture(scope="module")

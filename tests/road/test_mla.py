@@ -7,34 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from latent_sizes import SIZES, YARN
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.pipeline import NewResult, new_port
 from trtllm_scaffold.sources import load_path
 from trtllm_scaffold.verify.prove import prove_port
 
-SIZES = {
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 640,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 128,
-    "q_lora_rank": 88,
-    "kv_lora_rank": 72,
-    "qk_nope_head_dim": 40,
-    "qk_rope_head_dim": 24,
-    "v_head_dim": 48,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 32,
-    "mscale": 0.7,
-    "mscale_all_dim": 1.3,
-}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,

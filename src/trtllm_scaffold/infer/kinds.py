@@ -14,19 +14,6 @@ from trtllm_scaffold.infer.layer_numbers import scale_form, theta_list, window_l
 from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import Quantity
 
-#: Facts in which the layers of one model may differ. Every other must be the same in all.
-MAY_VARY = (
-    "attention.window",
-    "attention.chunked",
-    "attention.qk_norm",
-    "attention.query_factor",
-    "attention.scale",
-    "position.style",
-    "position.direction",
-    "position.rope",
-    "block.norms",
-    "mlp.form",
-)
 _WINDOW = ("attention.window", "attention.chunked")
 _ROTATION = (
     "attention.qk_norm",
@@ -38,6 +25,8 @@ _ROTATION = (
 )
 _NORMS = ("block.norms",)
 _FORM = ("mlp.form",)
+#: Facts in which the layers of one model may differ. Every other must be the same in all.
+MAY_VARY = (*_WINDOW, *_ROTATION, *_NORMS, *_FORM)
 _HINT = "layers that differ in window, rope, their first norm and in having experts are expressed"
 #: Facts -> the field of `Pattern` with the list that holds their numbers.
 _LISTS = {"attention.window": "window_list", "position.style": "theta_list"}
