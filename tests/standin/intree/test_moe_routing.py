@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ..statements import states
 from .names import routing
 
 ROWS, EXPERTS, TOP = 10_000, 16, 4
@@ -82,6 +83,7 @@ def test_a_bias_that_makes_all_scores_negative_still_limits_groups(generation):
     assert (chosen // 4 == chosen[:, :1] // 4).all()
 
 
+@states("W3.5-8")
 @pytest.mark.parametrize("name,factor", [("MiniMaxM2", 1.0), ("MiniMaxM3", 1.7)])
 def test_bias_takes_part_in_the_choice_only(generation, name, factor):
     if generation == "1.2" and name == "MiniMaxM3":
@@ -93,6 +95,7 @@ def test_bias_takes_part_in_the_choice_only(generation, name, factor):
     compare(method, normalised(scores, best(scores + bias(), TOP)) * factor, logits())
 
 
+@states("W3.5-8")
 def test_methods_of_1_4_only():
     from trtllm_scaffold.standin.install import install
 
@@ -116,6 +119,7 @@ def test_methods_of_1_4_only():
     compare(hashed, wanted, logits(), input_ids=ids)
 
 
+@states("W3.5-8")
 def test_sparse_mixer_one_expert_at_a_time(generation):
     eps = 0.1
     method = routing(generation).SparseMixerMoeRoutingMethod(2, eps)
@@ -131,6 +135,7 @@ def test_sparse_mixer_one_expert_at_a_time(generation):
             left[left.argmax()] = -torch.inf
 
 
+@states("W3.5-8")
 def test_fixed_and_balanced_choices(generation):
     names = routing(generation)
     fixed = torch.tensor([[0, 3], [1, 1]], dtype=torch.int32)
