@@ -57,8 +57,8 @@ CORE: tuple[Row, ...] = (
     row("modules.norms", "LayerNorm", both=f"{T}.modules.layer_norm"),
     row("modules.mlp", "GatedMLP", both=f"{T}.modules.gated_mlp"),
     row("modules.mlp", "MLP", both=f"{T}.modules.mlp"),
-    row("modules.mlp", "swiglu", both=f"{T}.modules.swiglu"),
-    row("modules.mlp", "swiglu_2in", new=f"{T}.modules.swiglu"),
+    row("modules.swiglu", "swiglu", both=f"{T}.modules.swiglu"),
+    row("modules.swiglu", "swiglu_2in", new=f"{T}.modules.swiglu"),
     row(
         "modules.rotary",
         "RotaryEmbedding MRotaryEmbedding",

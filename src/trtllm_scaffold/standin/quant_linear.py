@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.nn.parameter import Parameter
 
 from trtllm_scaffold.standin.generation import contract
+from trtllm_scaffold.standin.kernels.choice import fits, is_one_row
 from trtllm_scaffold.standin.weight_shards import (
     TensorParallelMode,
     WeightMode,
@@ -55,6 +56,10 @@ class UnquantizedLinearMethod:
 
     def apply(self, module: Linear, input: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``[..., in]`` to ``[..., out]`` of this rank."""
+        if is_one_row(input) and fits(input, module.weight):
+            from trtllm_scaffold.standin.kernels.matvec import matvec
+
+            return matvec(input, module.weight, bias)
         return F.linear(input, module.weight, bias)
 
     def load_weights(

@@ -8,7 +8,8 @@ from trtllm_scaffold.standin import generation as generations
 from trtllm_scaffold.standin.lora import LoraModuleType
 from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.model_config import ModelConfig
-from trtllm_scaffold.standin.modules.mlp import MLP, GatedMLP, swiglu
+from trtllm_scaffold.standin.modules.mlp import MLP, GatedMLP
+from trtllm_scaffold.standin.modules.swiglu import swiglu
 
 from ..statements import states
 

@@ -10,7 +10,7 @@ import torch
 
 from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.model_config import ModelConfig
-from trtllm_scaffold.standin.moe import experts
+from trtllm_scaffold.standin.moe import expert_products
 from trtllm_scaffold.standin.quantization import QuantAlgo, QuantConfig
 from trtllm_scaffold.standin.utils import ActivationType
 
@@ -80,10 +80,10 @@ def check(got, wanted):
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("limit", [experts.DENSE_LIMIT, 0], ids=["every expert", "in turn"])
+@pytest.mark.parametrize("limit", [expert_products.DENSE_LIMIT, 0], ids=["every expert", "in turn"])
 @pytest.mark.parametrize("bias", [False, True])
 def test_both_ways_of_computing(generation, monkeypatch, limit, bias):
-    monkeypatch.setattr(experts, "DENSE_LIMIT", limit)
+    monkeypatch.setattr(expert_products, "DENSE_LIMIT", limit)
     layer = make(generation, bias=bias)
     layer.load_weights([tensors(bias)])
     x, logits = inputs()
@@ -222,8 +222,8 @@ def test_parts_of_all_ranks_add_up(generation, layout, bias):
 
 def test_router_weight_on_the_input_of_a_single_expert(generation, monkeypatch):
     x, logits = inputs()
-    for limit in (experts.DENSE_LIMIT, 0):
-        monkeypatch.setattr(experts, "DENSE_LIMIT", limit)
+    for limit in (expert_products.DENSE_LIMIT, 0):
+        monkeypatch.setattr(expert_products, "DENSE_LIMIT", limit)
         names = moe(generation)
         layer = names.create_moe(
             names.Llama4RenormalizeMoeRoutingMethod(1),

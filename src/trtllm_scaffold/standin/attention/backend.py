@@ -25,6 +25,7 @@ from trtllm_scaffold.standin.attention.kernel import (
 from trtllm_scaffold.standin.attention.metadata import AttentionMetadata
 from trtllm_scaffold.standin.generation import active, contract, only_in
 from trtllm_scaffold.standin.interface import CustomAttentionMask, PredefinedAttentionMask
+from trtllm_scaffold.standin.kernels.choice import fits
 
 TMetadata = TypeVar("TMetadata", bound=AttentionMetadata)
 
@@ -133,9 +134,11 @@ class AttentionBackend(Generic[TMetadata]):
             args = merge_attention_forward_args(forward_args, kwargs)
         check_computed(args)
         self._check_options(args)
+        stored = k is None and self._rotate_and_store(q, metadata, args)
         q, k, v = self._heads(q, k, v)
-        q, k = self._rotate(q, k, metadata)
-        out = self._attend(q, k, v, metadata, args)
+        if not stored:
+            q, k = self._rotate(q, k, metadata)
+        out = self._attend(q, k, v, metadata, args, stored)
         if args.output is None:
             return out
         args.output.copy_(out)
@@ -170,6 +173,12 @@ class AttentionBackend(Generic[TMetadata]):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return q, k
 
+    def _rotate_and_store(
+        self, qkv: torch.Tensor, metadata: AttentionMetadata, args: AttentionForwardArgs
+    ) -> bool:
+        """Rotate and fill the cache in one kernel, where the backend can; False if it did not."""
+        return False
+
     def _attend(
         self,
         q: torch.Tensor,
@@ -177,19 +186,25 @@ class AttentionBackend(Generic[TMetadata]):
         v: torch.Tensor,
         metadata: AttentionMetadata,
         args: AttentionForwardArgs,
+        stored: bool,
     ) -> torch.Tensor:
         batch = metadata.prepared()
         if q.shape[0] != metadata.num_tokens:
             raise ValueError(f"{q.shape[0]} rows of q for {metadata.num_tokens} tokens")
         manager = metadata.kv_cache_manager
         cache = None if manager is None else manager.get_buffers(self.layer_idx)
-        if cache is not None and args.update_kv_cache:
+        if cache is not None and args.update_kv_cache and not stored:
             write_cache(cache, batch.token_slots, k, v)
         outputs = []
         for segment in batch.segments:
             rows = slice(segment.first_token, segment.first_token + segment.num_tokens)
+            if cache is not None and _decodes(segment, q, cache):
+                outputs.append(self._decode(q[rows], cache, segment, metadata, args))
+                continue
             if cache is None:
                 keys, values = k[segment.slots], v[segment.slots]
+            elif segment.starts_empty and not segment.fixed and cache.dtype == k.dtype:
+                keys, values = segment.pad(k[rows]), segment.pad(v[rows])
             else:
                 keys, values = read_cache(cache, segment.slots, q.dtype)
             padded = attend(
@@ -201,7 +216,29 @@ class AttentionBackend(Generic[TMetadata]):
                 sinks=args.attention_sinks,
             )
             outputs.append(segment.unpad(padded))
-        return torch.cat(outputs).reshape(q.shape[0], -1)
+        joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return joined.reshape(q.shape[0], -1)
+
+    def _decode(
+        self,
+        q: torch.Tensor,
+        cache: torch.Tensor,
+        segment: Segment,
+        metadata: AttentionMetadata,
+        args: AttentionForwardArgs,
+    ) -> torch.Tensor:
+        """Attention of one new token per sequence, ``[sequences, heads, head_dim]``."""
+        from trtllm_scaffold.standin.kernels.paged_attention import Paged, paged_attention
+
+        assert segment.block_table is not None
+        longest = segment.num_keys if segment.fixed else segment.longest
+        return paged_attention(
+            q,
+            Paged(cache, segment.block_table, segment.kv_lens, longest),
+            scale=self._scale(metadata),
+            window=self._window(metadata, args),
+            sinks=args.attention_sinks,
+        )
 
     def _scale(self, metadata: AttentionMetadata) -> float:
         """Factor of the scores, ``1 / (sqrt(head_dim) * q_scaling)``."""
@@ -237,3 +274,9 @@ class AttentionBackend(Generic[TMetadata]):
             made = causal_mask(segment.positions, segment.num_keys, window=window, chunk=chunk)
             segment.masks[(window, chunk)] = made
         return made
+
+
+def _decodes(segment: Segment, q: torch.Tensor, cache: torch.Tensor) -> bool:
+    """Whether the run is one new token for each sequence, and the kernel takes it."""
+    single = not segment.is_context and segment.num_queries == 1
+    return single and fits(q, cache) and q.stride(-1) == 1 and q.stride(-2) == q.shape[-1]

@@ -21,6 +21,7 @@ from trtllm_scaffold.standin.attention.metadata import (
 from trtllm_scaffold.standin.functional import PositionEmbeddingType
 from trtllm_scaffold.standin.generation import active
 from trtllm_scaffold.standin.interface import PositionalEmbeddingParams
+from trtllm_scaffold.standin.kernels.choice import fits
 from trtllm_scaffold.standin.logger import logger
 from trtllm_scaffold.standin.modules.rotary import RotaryEmbedding
 
@@ -138,6 +139,25 @@ class TrtllmAttention(AttentionBackend[TrtllmAttentionMetadata]):
         rotary = self._rotary_for(metadata)
         turned = rotary(metadata.prepared().token_positions, [q.flatten(1), k.flatten(1)])
         return turned[0].view(q.shape), turned[1].view(k.shape)
+
+    def _rotate_and_store(
+        self, qkv: torch.Tensor, metadata: AttentionMetadata, args: AttentionForwardArgs
+    ) -> bool:
+        manager = metadata.kv_cache_manager
+        cache = None if manager is None else manager.get_buffers(self.layer_idx)
+        if cache is None or not args.update_kv_cache or not fits(qkv, cache):
+            return False
+        from trtllm_scaffold.standin.kernels.rotary import rotate_and_store
+
+        batch = metadata.prepared()
+        positions, rope = batch.token_positions, None
+        if self.rope is not None:
+            rotary = self._rotary_for(metadata)
+            rope = rotary.table_on(positions.device), positions, rotary.is_neox
+        assert batch.token_slots is not None
+        sizes = self.num_heads, self.num_kv_heads, self.head_dim
+        rotate_and_store(qkv, sizes, rope=rope, cache=(cache, batch.token_slots))
+        return True
 
     def _rotary_for(self, metadata: AttentionMetadata) -> RotaryEmbedding:
         """The table, grown to the longest sequence of the runtime."""

@@ -30,6 +30,7 @@ class Segment:
             query, or None if every sequence has ``num_queries`` tokens.
         scatter: ``[tokens]`` place of each packed token in the padding, or None likewise.
         slots: ``[sequences, keys]`` row of the flattened cache of each key, 0 in the padding.
+        block_table: ``[sequences, blocks]`` cache blocks of each sequence, None without a cache.
         masks: Masks already made for this batch, by their parameters.
     """
 
@@ -48,6 +49,7 @@ class Segment:
     gather: torch.Tensor | None
     scatter: torch.Tensor | None
     slots: torch.Tensor
+    block_table: torch.Tensor | None
     masks: dict[tuple[object, ...], torch.Tensor] = field(default_factory=dict)
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
@@ -184,15 +186,18 @@ def _segment(
     inside = column < mine.unsqueeze(1)
     positions = torch.where(inside, past.unsqueeze(1) + column, 0)
     gather, scatter = padding_maps(mine.tolist(), buffers.device)
+    kind = "context" if is_context else "generation"
+    table = None
     if blocks is None:
         num_keys = num_queries
         begin = start + (mine.cumsum(0) - mine).unsqueeze(1)
         slots = begin + torch.where(inside, column, 0)
     else:
         num_keys = blocks.table.shape[1] * blocks.size if buffers.frozen else int(kv_lens.max())
-        row = torch.arange(first, last).unsqueeze(1)
-        slots = slots_of_tokens(blocks.table, row, torch.arange(num_keys), blocks.size)
-    kind = "context" if is_context else "generation"
+        table = buffers.store(f"{kind}_blocks", blocks.table[first:last])
+        row = torch.arange(last - first, device=buffers.device).unsqueeze(1)
+        column = torch.arange(num_keys, device=buffers.device)
+        slots = slots_of_tokens(table, row, column, blocks.size)
     return Segment(
         first_token=start,
         num_tokens=int(mine.sum()),
@@ -209,4 +214,5 @@ def _segment(
         gather=gather,
         scatter=scatter,
         slots=buffers.store(f"{kind}_slots", slots),
+        block_table=table,
     )

@@ -156,10 +156,17 @@ def attend(
         grouped = query.view(query.shape[0], keys.shape[1], groups, query.shape[3])
         out = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         return out.reshape(query.shape)
-    if groups > 1:
+    shares = groups > 1 and query.is_cuda  # the CPU's kernel is slower than repeating
+    if groups > 1 and not shares:
         keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
     out = F.scaled_dot_product_attention(
-        query.transpose(1, 2), keys, values, attn_mask=mask, is_causal=mask is None, scale=scale
+        query.transpose(1, 2),
+        keys,
+        values,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=shares,
     )
     return out.transpose(1, 2)
 

@@ -10,6 +10,7 @@ import torch
 from trtllm_scaffold.standin.attention.attention import Attention
 from trtllm_scaffold.standin.generation import active, contract
 from trtllm_scaffold.standin.interface import PositionalEmbeddingParams
+from trtllm_scaffold.standin.kernels.choice import fits
 from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.model_config import ModelConfig
 from trtllm_scaffold.standin.modules.norms import RMSNorm
@@ -151,22 +152,52 @@ class QKNormRoPEAttention(Attention):
     ) -> tuple[torch.Tensor, None, None]:
         """What the fused op computes: norms, then rope by theta, pairing and YaRN alone."""
         assert self.pos_embd_params is not None and self.pos_embd_params.rope is not None
+        frequencies, magnitude = self._frequencies(self.pos_embd_params.rope.theta, qkv.device)
+        if fits(qkv):
+            return self._fused_norm_rope(qkv, position_ids, frequencies, magnitude), None, None
         q, k, v = self.split_qkv(qkv)
         if self.is_qk_norm:
             q, k = self.apply_qk_norm(q, k)
-        share = 1.0  # the op of 1.2 has no argument for the rotary width: it turns whole heads
-        if active() == "1.4":
-            share = getattr(self.pretrained_config, "partial_rotary_factor", 1.0)
-        cos, sin = fused_op_table(
-            position_ids.reshape(-1),
-            int(self.head_dim * share),
-            self.pos_embd_params.rope.theta,
-            compute_yarn_parameters(self.pretrained_config),
-        )
+        angle = position_ids.reshape(-1, 1).float() * frequencies
+        cos, sin = angle.cos() * magnitude, angle.sin() * magnitude
         neox = self.pos_embd_params.is_neox
         q = rotate_heads(q.view(-1, self.num_heads, self.head_dim), cos, sin, neox)
         k = rotate_heads(k.view(-1, self.num_key_value_heads, self.head_dim), cos, sin, neox)
         return torch.cat([q.flatten(1), k.flatten(1), v], dim=-1), None, None
+
+    def _frequencies(self, theta: float, device: torch.device) -> tuple[torch.Tensor, float]:
+        """As :func:`fused_op_frequencies`, made once: a transfer per call waits for the host."""
+        held: tuple[torch.Tensor, float] | None = self.__dict__.get("_held_frequencies")
+        if held is None or held[0].device != device:
+            share = 1.0  # the op of 1.2 has no argument for the width: it turns whole heads
+            if active() == "1.4":
+                share = getattr(self.pretrained_config, "partial_rotary_factor", 1.0)
+            width = int(self.head_dim * share)
+            yarn = compute_yarn_parameters(self.pretrained_config)
+            made, magnitude = fused_op_frequencies(width, theta, yarn)
+            held = self.__dict__["_held_frequencies"] = made.to(device), magnitude
+        return held
+
+    def _fused_norm_rope(
+        self,
+        qkv: torch.Tensor,
+        position_ids: torch.Tensor,
+        frequencies: torch.Tensor,
+        magnitude: float,
+    ) -> torch.Tensor:
+        from trtllm_scaffold.standin.kernels.rotary import norm_and_rotate
+
+        norm_and_rotate(
+            qkv,
+            (self.num_heads, self.num_key_value_heads, self.head_dim),
+            (self.q_norm.weight, self.k_norm.weight) if self.is_qk_norm else None,
+            self.q_norm.variance_epsilon,
+            frequencies,
+            magnitude,
+            position_ids,
+            self.pos_embd_params.is_neox,
+        )
+        return qkv
 
     def apply_rope(
         self,
@@ -187,22 +218,18 @@ class QKNormRoPEAttention(Attention):
         return self.apply_qk_norm_rope(q, position_ids)
 
 
-def fused_op_table(
-    positions: torch.Tensor,
-    dim: int,
-    theta: float,
-    yarn: tuple[float, float, float, float],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cos and sin ``[tokens, dim / 2]`` float32 as the fused op makes them on the fly."""
+def fused_op_frequencies(
+    dim: int, theta: float, yarn: tuple[float, float, float, float]
+) -> tuple[torch.Tensor, float]:
+    """Radians per position ``[dim / 2]`` float32, and the factor of cos and sin."""
     factor, low, high, magnitude = yarn
-    half = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device)
+    half = torch.arange(0, dim, 2, dtype=torch.float32)
     frequency = theta ** (-half / dim)
     if factor != 1.0:
-        step = torch.arange(dim // 2, dtype=torch.float32, device=positions.device)
+        step = torch.arange(dim // 2, dtype=torch.float32)
         ramp = ((step - low) / (high - low if high != low else 0.001)).clamp(0, 1)
         frequency = frequency / factor * ramp + frequency * (1 - ramp)
-    angle = positions.float().unsqueeze(1) * frequency
-    return angle.cos() * magnitude, angle.sin() * magnitude
+    return frequency, magnitude
 
 
 def rotate_heads(

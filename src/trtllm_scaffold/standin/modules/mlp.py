@@ -1,4 +1,4 @@
-"""GatedMLP and MLP, and the gated SiLU between the products."""
+"""GatedMLP and MLP."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torch import nn
 
 from trtllm_scaffold.standin.functional import AllReduceParams
 from trtllm_scaffold.standin.generation import contract
+from trtllm_scaffold.standin.kernels.choice import fits, is_one_row
 from trtllm_scaffold.standin.lora import LoraLayer, LoraModuleType
 from trtllm_scaffold.standin.mapping import Mapping
 from trtllm_scaffold.standin.model_config import ModelConfig
 from trtllm_scaffold.standin.modules.linear import Linear
+from trtllm_scaffold.standin.modules.swiglu import fused_swiglu
 from trtllm_scaffold.standin.weight_shards import (
     TensorParallelMode,
     WeightMode,
@@ -23,68 +25,6 @@ from trtllm_scaffold.standin.weight_shards import (
 )
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
-
-
-@contract("swiglu")
-def swiglu(
-    x: torch.Tensor,
-    quant_scale: torch.Tensor | None = None,
-    quant_type: torch.dtype | None = None,
-    swiglu_limit: float | None = None,
-    swiglu_alpha: float | None = None,
-    swiglu_beta: float | None = None,
-) -> torch.Tensor:
-    """``silu(gate) * up`` of a fused ``[..., gate | up]``, in float32 inside.
-
-    Args:
-        x: ``[..., 2 * width]``.
-        quant_scale: Must be None: the stand-in keeps activations unquantized.
-        quant_type: Likewise.
-        swiglu_limit: Upper bound of the gate and two-sided bound of up.
-        swiglu_alpha: Gain inside of the sigmoid (default 1).
-        swiglu_beta: Added to up (default 0).
-
-    Raises:
-        NotImplementedError: If the result should be quantized.
-    """
-    _refuse_quantized(quant_scale, quant_type)
-    gate, up = x.chunk(2, dim=-1)
-    return _swiglu(gate, up, swiglu_limit, swiglu_alpha, swiglu_beta)
-
-
-@contract("swiglu_2in")
-def swiglu_2in(
-    gate: torch.Tensor,
-    up: torch.Tensor,
-    quant_scale: torch.Tensor | None = None,
-    quant_type: torch.dtype | None = None,
-    swiglu_limit: float | None = None,
-    swiglu_alpha: float | None = None,
-    swiglu_beta: float | None = None,
-) -> torch.Tensor:
-    """:func:`swiglu` of separate tensors."""
-    _refuse_quantized(quant_scale, quant_type)
-    return _swiglu(gate, up, swiglu_limit, swiglu_alpha, swiglu_beta)
-
-
-def _refuse_quantized(scale: torch.Tensor | None, kind: torch.dtype | None) -> None:
-    if scale is not None or kind is not None:
-        raise NotImplementedError("the stand-in's swiglu does not quantize its result")
-
-
-def _swiglu(
-    gate: torch.Tensor,
-    up: torch.Tensor,
-    limit: float | None,
-    alpha: float | None,
-    beta: float | None,
-) -> torch.Tensor:
-    wide, wide_up = gate.float(), up.float()
-    if limit is not None:
-        wide, wide_up = wide.clamp(max=limit), wide_up.clamp(-limit, limit)
-    gain = 1.0 if alpha is None else alpha
-    product = wide * torch.sigmoid(gain * wide) * (wide_up + (beta or 0.0))
-    return product.to(gate.dtype)
 
 
 def _narrowed(mapping: Mapping, tp_size: int | None) -> Mapping:
@@ -169,10 +109,24 @@ class GatedMLP(nn.Module):
         self.splitted_gate_up_lora = LoraLayer([up, gate], [local, local])
         self.fused_gate_up_lora = LoraLayer([LoraModuleType.MLP_GATE_UP], [2 * local])
 
+    def _constants(self) -> tuple[float | None, float, float]:
+        """Limit, gain and offset of the gated SiLU."""
+        gain = 1.0 if self.swiglu_alpha is None else self.swiglu_alpha
+        return self.swiglu_limit, gain, self.swiglu_beta or 0.0
+
+    def _between(self, x: torch.Tensor) -> torch.Tensor:
+        """``[tokens, hidden]`` to what ``down_proj`` takes, in one kernel for a single row."""
+        product = self.gate_up_proj
+        plain = self.activation == F.silu and product.bias is None
+        if plain and is_one_row(x) and fits(x, product.weight):
+            from trtllm_scaffold.standin.kernels.matvec import matvec_swiglu
+
+            return matvec_swiglu(x, product.weight, *self._constants())
+        return self._activate(product(x))
+
     def _activate(self, x: torch.Tensor) -> torch.Tensor:
         if self.activation == F.silu:
-            gate, up = x.chunk(2, dim=-1)
-            return _swiglu(gate, up, self.swiglu_limit, self.swiglu_alpha, self.swiglu_beta)
+            return fused_swiglu(x, *self._constants())
         return x if self.activation is None else self.activation(x)
 
     def forward(
@@ -186,9 +140,8 @@ class GatedMLP(nn.Module):
         """``[tokens, hidden]`` to ``[tokens, hidden]``, reduced unless ``reduce_output=False``."""
         if lora_params:
             return self.forward_lora(x, all_rank_num_tokens, final_all_reduce_params, lora_params)
-        hidden = self._activate(self.gate_up_proj(x))
         return self.down_proj(
-            hidden, all_reduce_params=final_all_reduce_params, layer_idx=self.layer_idx
+            self._between(x), all_reduce_params=final_all_reduce_params, layer_idx=self.layer_idx
         )
 
     def forward_lora(

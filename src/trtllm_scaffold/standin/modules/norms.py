@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from trtllm_scaffold.standin.generation import contract, only_in
+from trtllm_scaffold.standin.kernels.choice import fits
 
 
 @contract("RMSNorm")
@@ -60,12 +62,32 @@ class RMSNorm(nn.Module):
         """
         only_in("1.4", "RMSNorm.forward", return_norm_out=return_norm_out or None)
         if not isinstance(residual, torch.Tensor):
-            normed = self._norm(hidden_states.float()).to(hidden_states.dtype)
+            normed = self._normed(hidden_states)
             return normed if residual is ... else (normed, residual)
+        if fits(hidden_states, residual, self.weight) and _dense(hidden_states, residual):
+            from trtllm_scaffold.standin.kernels.rms_norm import rms_norm
+
+            return self._fused(rms_norm, hidden_states, residual), residual
         total = hidden_states.float() + residual.float()
         hidden_states.copy_(self._norm(total))
         residual.copy_(total)
         return hidden_states, residual
+
+    def _normed(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if fits(hidden_states, self.weight):
+            from trtllm_scaffold.standin.kernels.rms_norm import rms_norm
+
+            return self._fused(rms_norm, hidden_states)
+        return self._norm(hidden_states.float()).to(hidden_states.dtype)
+
+    def _fused(
+        self,
+        kernel: Callable[..., torch.Tensor],
+        hidden_states: torch.Tensor,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        options = {"residual": residual, "plus_one": self.use_gemma}
+        return kernel(hidden_states, self.weight, self.variance_epsilon, **options)
 
     def _norm(self, wide: torch.Tensor) -> torch.Tensor:
         factor = self.weight.float() + 1 if self.use_gemma else self.weight.float()
@@ -123,6 +145,10 @@ class LayerNorm(nn.Module):
     def skip_forward(self, hidden_states: torch.Tensor, residual: Any = ...) -> Any:
         """The inputs unchanged, in the shape of ``forward``'s result."""
         return hidden_states if residual is ... else (hidden_states, residual)
+
+
+def _dense(*tensors: torch.Tensor) -> bool:
+    return all(tensor.is_contiguous() for tensor in tensors)
 
 
 def _register(module: nn.Module, name: str, value: torch.Tensor, trained: bool) -> None:

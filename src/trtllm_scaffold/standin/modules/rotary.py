@@ -53,13 +53,13 @@ class RotaryEmbedding(nn.Module):
         return [self._rotate(target, cos, sin) for target in targets]
 
     def _cos_sin(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self._table(position_ids)[position_ids.reshape(-1)]
+        rows = self.table_on(position_ids.device)[position_ids.reshape(-1)]
         return rows[:, 0], rows[:, 1]
 
-    def _table(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """The table on the device of the ids: it may have been made before the model moved."""
-        if self.rotary_cos_sin.device != position_ids.device:
-            self.rotary_cos_sin = self.rotary_cos_sin.to(position_ids.device)
+    def table_on(self, device: torch.device) -> torch.Tensor:
+        """The table on ``device``: it may have been made before the model moved."""
+        if self.rotary_cos_sin.device != device:
+            self.rotary_cos_sin = self.rotary_cos_sin.to(device)
         return self.rotary_cos_sin
 
     def _rotate(self, target: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,7 @@ class MRotaryEmbedding(RotaryEmbedding):
     def _cos_sin(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if position_ids.ndim != 3:
             return super()._cos_sin(position_ids)
-        rows = self._table(position_ids)[position_ids.reshape(3, -1)]
+        rows = self.table_on(position_ids.device)[position_ids.reshape(3, -1)]
         return self._mixed(rows[:, :, 0]), self._mixed(rows[:, :, 1])
 
     def _mixed(self, values: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from trtllm_scaffold.standin.distributed import AllReduce, allgather, reducescatter
 from trtllm_scaffold.standin.generation import active, contract
 from trtllm_scaffold.standin.model_config import ModelConfig
-from trtllm_scaffold.standin.moe import experts
+from trtllm_scaffold.standin.moe import expert_products, experts
 from trtllm_scaffold.standin.moe.activation import (
     formula_of,
     formula_of_arguments,
@@ -217,7 +217,7 @@ class MoE(nn.Module):
             x, router_logits = allgather([x, router_logits], self.mapping, dim=0, sizes=sizes)
         later = (kwargs.get("input_ids"),) if active() == "1.4" else ()
         chosen, weights = self.routing_method.apply(router_logits, *later)
-        output = experts.compute(self, x, chosen.long(), weights)
+        output = expert_products.compute(self, x, chosen.long(), weights)
         if sizes is not None:
             output = reducescatter(output, self.mapping, dim=0, sizes=sizes)
         elif self.all_reduce is not None:

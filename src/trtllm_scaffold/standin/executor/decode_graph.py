@@ -1,0 +1,105 @@
+"""A decode step of the whole batch in one CUDA graph: forward, greedy choice, next positions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trtllm_scaffold.standin.attention.batch import Batch
+from trtllm_scaffold.standin.interface import KVCacheParams
+
+#: Forward passes before the capture, so that lazy allocations are not captured.
+_WARM_UPS = 2
+
+
+class DecodeGraph:
+    """Greedy decoding of a fixed number of sequences without work on the host per token.
+
+    :meth:`start` takes a batch, then every :meth:`step` decodes one token of each sequence. The
+    cache must hold blocks for all steps before.
+
+    Attributes:
+        tokens: ``[sequences]`` int32, the newest token of each sequence.
+        logits: ``[sequences, vocab]`` float32 that chose them, or None before the first step.
+    """
+
+    def __init__(self, model: Any, metadata: Any, sequences: int) -> None:
+        self.model, self.sequences = model, sequences
+        self.metadata = copy.copy(metadata).create_cuda_graph_metadata(sequences)
+        device = metadata.kv_cache_manager.device
+        self.tokens = torch.zeros(sequences, dtype=torch.int32, device=device)
+        self.position_ids = torch.zeros(1, sequences, dtype=torch.int32, device=device)
+        self.logits: torch.Tensor | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    @torch.inference_mode()
+    def start(
+        self, tokens: torch.Tensor, cached: Sequence[int], request_ids: Sequence[int]
+    ) -> None:
+        """Take a batch.
+
+        Args:
+            tokens: ``[sequences]`` the token to decode from, not yet in the cache.
+            cached: Cached tokens of each sequence.
+            request_ids: Key of each sequence in the cache.
+        """
+        self._place(tokens, cached, request_ids)
+        if self._graph is None:
+            self._capture()
+            self._place(tokens, cached, request_ids)
+
+    def step(self) -> torch.Tensor:
+        """Decode one token of each sequence; returns :attr:`tokens`, written in place."""
+        assert self._graph is not None, "start() comes first"
+        self._graph.replay()
+        return self.tokens
+
+    def _place(
+        self, tokens: torch.Tensor, cached: Sequence[int], request_ids: Sequence[int]
+    ) -> None:
+        md = self.metadata
+        md.request_ids = list(request_ids)
+        md.prompt_lens = list(cached)
+        md.kv_cache_params = KVCacheParams(
+            use_cache=True, num_cached_tokens_per_seq=list(cached)
+        )
+        md.prepare()
+        self.tokens.copy_(tokens)
+        self.position_ids.copy_(torch.tensor([list(cached)], dtype=torch.int32))
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                self._forward()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self.logits = self._forward()
+            self.tokens.copy_(self.logits.argmax(-1))
+            self._advance(self.metadata.prepared())
+
+    def _forward(self) -> torch.Tensor:
+        found: torch.Tensor = self.model.forward(
+            input_ids=self.tokens, position_ids=self.position_ids, attn_metadata=self.metadata
+        )
+        return found
+
+    def _advance(self, batch: Batch) -> None:
+        from trtllm_scaffold.standin.kernels.advance import advance
+
+        (segment,) = batch.segments
+        assert segment.block_table is not None and batch.token_slots is not None
+        advance(
+            self.position_ids,
+            batch.token_positions,
+            segment.positions,
+            segment.kv_lens,
+            batch.token_slots,
+            segment.block_table,
+            self.metadata.kv_cache_manager.tokens_per_block,
+        )
