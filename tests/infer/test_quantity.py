@@ -230,5 +230,7 @@ def test_two_keys_that_look_alike_in_tiny_models_are_not_chosen_from():
         fitter.fit("attention.qkv_clip", (0.37, 0.53))
     hinted = fitter.fit("attention.qkv_clip", (0.37, 0.53), hints=("share",))
     assert (hinted.expr, hinted.value) == ("config.share", 1.0)
+    with pytest.raises(Refused, match=r"config\.bound \*\* -0\.5 and config\.share \*\* -0\.5"):
+        fitter.fit("attention.scale", (0.37**-0.5, 0.53**-0.5))
     alike = Fitter(tiny, config(bound=0.5, share=0.5), held=("bound", "share"))
     assert alike.fit("attention.qkv_clip", (0.37, 0.53)).value == 0.5

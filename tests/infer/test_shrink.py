@@ -354,3 +354,34 @@ def test_scalars_of_a_nested_configuration_share_no_value_with_those_around_it()
         tiny = shrink(raw, classes_of(raw), style="odd", variant=variant)
         assert tiny["attn_config"]["clip_qkv"] != tiny["embedding_fraction"]
         assert tiny["attn_config"]["clip_qkv"] not in (0.5, 1.0)
+
+
+@pytest.mark.parametrize("name", ["google__gemma-2-9b", "google__gemma-3-1b-it"])
+def test_a_scalar_that_equals_a_size_by_chance_stays_a_scalar(name):
+    """Published as 256, like head_dim: neither a width nor, at a smaller value, a window."""
+    raw = load(name)
+    assert raw["query_pre_attn_scalar"] == raw["head_dim"]
+    classes = classes_of(raw)
+    assert shrink(raw, classes, style="published", variant=0)["query_pre_attn_scalar"] == 256
+    tiny = [shrink(raw, classes, style="odd", variant=variant) for variant in (0, 1)]
+    alike = {
+        key
+        for key in tiny[0]
+        if all(made.get(key) == made["query_pre_attn_scalar"] for made in tiny)
+    }
+    assert alike == {"query_pre_attn_scalar"}
+
+
+def test_a_number_of_an_unknown_name_is_no_window_that_has_one():
+    raw = {**load("mistralai__Mistral-7B-v0.1"), "sink_span": 300}
+    classes = classes_of(raw)
+    seen: dict[str, object] = {}
+
+    def live(tiny, found, _classes):
+        seen.update(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trtllm_scaffold.infer.probe.live_edits", live)
+        tiny = shrink(raw, classes, style="odd", variant=0)
+    assert seen["sink_span"] not in (tiny["sliding_window"], 300)

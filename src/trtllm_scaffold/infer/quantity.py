@@ -108,13 +108,14 @@ class Fitter:
         """Refuse a key that another explains as well, with another value in the real model.
 
         Tiny models give keys values of their own, so two that look alike there were not told
-        apart: choosing one would be a guess. A key that a hint names was not chosen so.
+        apart, be it as they are, inverted or under a root: choosing one would be a guess. A key
+        that a hint names was not chosen so.
         """
-        name = found.expr.removeprefix("config.")
-        if name not in self._columns:
+        names = names_in(found.expr)
+        if len(names) != 1 or names[0] not in self._columns:
             return
         exact = all(isinstance(value, int) for value in observed)
-        plain = self._single(ONE[:1], list(self._columns), exact)
+        plain = self._single(ONE, list(self._columns), exact)
         for rival in self._fitting(plain, observed, rtol):
             if not _same(rival.value, found.value, rtol):
                 raise Refused(

@@ -9,7 +9,14 @@ from typing import Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_config, effective
-from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
+from trtllm_scaffold.infer.keys import (
+    ROLE_OF,
+    is_number,
+    is_scalar,
+    is_size,
+    is_token,
+    keys_of,
+)
 from trtllm_scaffold.infer.nested import nested_edits
 from trtllm_scaffold.infer.normalize import (
     ORIGINAL,
@@ -224,6 +231,8 @@ def _equal_edits(
     known = {real.sizes[role]: sizes[role] for role in reversed([*sizes]) if role in real.sizes}
     for key, value in full.items():
         if key in ROLE_OF or key in named or is_token(key) or not is_size(value):
+            continue
+        if is_scalar(key, value):  # equal to a size by chance: gemma-2's query_pre_attn_scalar
             continue
         if (value > _LARGE or "vocab" in key) and value in known:
             edits[key] = known[value]

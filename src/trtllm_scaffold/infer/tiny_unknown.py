@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from trtllm_scaffold.infer.keys import ROLE_OF, is_inert, is_number, is_size, is_token
+from trtllm_scaffold.infer.keys import (
+    ROLE_OF,
+    is_inert,
+    is_number,
+    is_scalar,
+    is_size,
+    is_token,
+)
 from trtllm_scaffold.infer.normalize import ROPE_KEYS
 from trtllm_scaffold.infer.tiny_sizes import BASES, Style
 from trtllm_scaffold.sources.hf_class import HFClasses
@@ -47,17 +54,17 @@ def unknown_edits(
     window = BASES[style, variant].window
     found: dict[str, Small] = {}
     for key, value in full.items():
-        if _is_known(key):
+        if _is_known(key) or is_scalar(key, value):
             continue
         held = tiny.get(key, value)
         if _is_list(held, tiny):
             large = [entry for entry in dict.fromkeys(held) if entry and entry > _LONGEST]
-            short = {entry: min(window + i, _LONGEST) for i, entry in enumerate(large)}
+            short = {entry: min(window + i, _LONGEST) for i, entry in enumerate(large, 1)}
             if short:
                 found[key] = [short.get(entry, entry) if entry else entry for entry in held]
         elif is_size(value) and value > 1 and key not in edited:
             is_count = value <= layers
-            small = 2 + variant if is_count else min(window + len(found), _LONGEST)
+            small = 2 + variant if is_count else min(window + 1 + len(found), _LONGEST)
             if small < value and (counts or not is_count):
                 found[key] = small
     if not found:
