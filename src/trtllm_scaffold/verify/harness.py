@@ -135,15 +135,22 @@ def load_model(model: Any, weights: Mapping[str, torch.Tensor]) -> Any:
 
 
 class Driver:
-    """A model with a cache for up to `max_requests` sequences.
+    """A model with a cache for up to `max_requests` sequences, in blocks of `tokens_per_block`.
 
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, model: Any, setup: Setup, *, max_requests: int = 4) -> None:
+    def __init__(
+        self,
+        model: Any,
+        setup: Setup,
+        *,
+        max_requests: int = 4,
+        tokens_per_block: int | None = None,
+    ) -> None:
         self.api = runtime_api()
         self.model, self.setup, self.max_requests = model, setup, max_requests
-        self.tokens_per_block = _tokens_per_block(setup)
+        self.tokens_per_block = tokens_per_block or _tokens_per_block(setup)
         self.cache = self._make_cache(model.model_config)
         self.metadata_class = self.api.get_attention_backend(setup.backend).Metadata
 

@@ -220,6 +220,22 @@ def save_checkpoint(model: torch.nn.Module, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
 
 
+def as_checkpoint(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of `model` under the names and in the layouts that HF would store them in.
+
+    For models too large to go by way of the disk; transformers 4 stores them as they are.
+    """
+    tensors = dict(model.state_dict())
+    config: Any = model.config
+    if getattr(config, "tie_word_embeddings", False):
+        tensors.pop("lm_head.weight", None)
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return tensors
+    return dict(revert_weight_conversion(model, tensors))  # type: ignore[arg-type]
+
+
 def read_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of the safetensors files in `folder`, by stored name."""
     from safetensors.torch import load_file

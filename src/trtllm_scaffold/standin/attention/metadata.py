@@ -188,8 +188,9 @@ class AttentionMetadata:
         graph.is_cuda_graph = True
         graph.max_num_requests = max_batch_size
         graph.max_num_tokens = max_batch_size * (1 + max_draft_tokens)
-        graph.num_contexts = 0
+        # The lengths first: their tensor must have the graph's size from the start.
         graph.seq_lens = torch.full((max_batch_size,), 1 + max_draft_tokens, dtype=torch.int32)
+        graph.num_contexts = 0
         return graph
 
     # ------------------------------------------------------------------ not for decoders

@@ -154,7 +154,9 @@ class QKNormRoPEAttention(Attention):
         assert self.pos_embd_params is not None and self.pos_embd_params.rope is not None
         frequencies, magnitude = self._frequencies(self.pos_embd_params.rope.theta, qkv.device)
         if fits(qkv):
-            return self._fused_norm_rope(qkv, position_ids, frequencies, magnitude), None, None
+            neox = self.pos_embd_params.is_neox
+            self._norm_and_rotate(qkv, position_ids, frequencies, magnitude, neox)
+            return qkv, None, None
         q, k, v = self.split_qkv(qkv)
         if self.is_qk_norm:
             q, k = self.apply_qk_norm(q, k)
@@ -178,13 +180,14 @@ class QKNormRoPEAttention(Attention):
             held = self.__dict__["_held_frequencies"] = made.to(device), magnitude
         return held
 
-    def _fused_norm_rope(
+    def _norm_and_rotate(
         self,
         qkv: torch.Tensor,
         position_ids: torch.Tensor,
         frequencies: torch.Tensor,
         magnitude: float,
-    ) -> torch.Tensor:
+        neox: bool,
+    ) -> None:
         from trtllm_scaffold.standin.kernels.rotary import norm_and_rotate
 
         norm_and_rotate(
@@ -195,9 +198,8 @@ class QKNormRoPEAttention(Attention):
             frequencies,
             magnitude,
             position_ids,
-            self.pos_embd_params.is_neox,
+            neox,
         )
-        return qkv
 
     def apply_rope(
         self,

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
+
 
 @triton.jit
 def _advance(
@@ -22,6 +24,7 @@ def _advance(
 ):
     sequence = tl.arange(0, BLOCK)
     inside = sequence < sequences
+    wait()
     position = tl.load(token_positions + sequence, mask=inside, other=0) + 1
     tl.store(position_ids + sequence, position.to(position_ids.dtype.element_ty), mask=inside)
     tl.store(token_positions + sequence, position, mask=inside)
@@ -66,4 +69,5 @@ def advance(
         tokens_per_block,
         BLOCK=triton.next_power_of_2(table.shape[0]),
         num_warps=1,
+        **OVERLAP,
     )

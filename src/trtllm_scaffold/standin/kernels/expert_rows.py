@@ -8,6 +8,7 @@ import triton.language as tl
 
 from trtllm_scaffold.standin.kernels.matvec import launch_shape, weight_rows
 from trtllm_scaffold.standin.kernels.swiglu import gated_silu
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
 
 
 @triton.jit
@@ -31,13 +32,14 @@ def _first(
     pair = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = row < inner
+    wait()
     expert = tl.load(chosen + pair).to(tl.int64) - first_expert
     if (expert >= 0) & (expert < experts):
         mine = weight + expert * 2 * inner * width
         token = x + (pair // top_k) * width
         # Rows of the up projection come before those of the gate.
-        up = weight_rows(token, mine, row, inside, width, width, ROWS, BLOCK)
-        gate = weight_rows(token, mine, row + inner, inside, width, width, ROWS, BLOCK)
+        up = weight_rows(token, mine, row, inside, width, width, False, ROWS, BLOCK)
+        gate = weight_rows(token, mine, row + inner, inside, width, width, False, ROWS, BLOCK)
         value = gated_silu(gate, up, limit, gain, offset, LIMITED)
         tl.store(out + pair * inner + row, value.to(out.dtype.element_ty), mask=inside)
 
@@ -60,6 +62,7 @@ def _second(
     token = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
+    wait()
     total = tl.zeros([ROWS], tl.float32)
     for place in range(top_k):
         pair = token * top_k + place
@@ -67,7 +70,7 @@ def _second(
         if (expert >= 0) & (expert < experts):
             mine = weight + expert * rows * inner
             value = weight_rows(
-                hidden + pair * inner, mine, row, inside, inner, inner, ROWS, BLOCK
+                hidden + pair * inner, mine, row, inside, inner, inner, False, ROWS, BLOCK
             )
             total += value * tl.load(share + pair).to(tl.float32)
     tl.store(out + token * rows + row, total.to(out.dtype.element_ty), mask=inside)
@@ -114,6 +117,7 @@ def few_tokens(
         offset,
         LIMITED=limit is not None,
         **shape,
+        **OVERLAP,
     )
     out = torch.empty_like(x)
     shape = launch_shape(hidden, inner)
@@ -129,5 +133,6 @@ def few_tokens(
         first.shape[0],
         top_k,
         **shape,
+        **OVERLAP,
     )
     return out

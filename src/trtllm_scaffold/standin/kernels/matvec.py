@@ -7,14 +7,34 @@ import triton
 import triton.language as tl
 
 from trtllm_scaffold.standin.kernels.swiglu import gated_silu
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
 
 
 @triton.jit
-def weight_rows(x, weight, row, inside, width, stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Dot product of ``x`` [width] with each weight row of ``row`` [ROWS], in float32."""
-    total = tl.zeros([ROWS, BLOCK], tl.float32)
+def weight_rows(
+    x,
+    weight,
+    row,
+    inside,
+    width,
+    stride,
+    WAIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Dot product of ``x`` [width] with each weight row of ``row`` [ROWS], in float32.
+
+    The first weights are on their way before ``x`` is there: they depend on no kernel.
+    """
     start = weight + row.to(tl.int64)[:, None] * stride
-    for first in range(0, width, BLOCK):
+    column = tl.arange(0, BLOCK)
+    real = column < width
+    held = tl.load(start + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
+    if WAIT:
+        wait()
+    value = tl.load(x + column, mask=real, other=0.0)
+    total = held.to(tl.float32) * value.to(tl.float32)[None, :]
+    for first in range(BLOCK, width, BLOCK):
         column = first + tl.arange(0, BLOCK)
         real = column < width
         held = tl.load(start + column[None, :], mask=inside[:, None] & real[None, :], other=0.0)
@@ -43,19 +63,17 @@ def _matvec(
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    value = weight_rows(x, weight, row, inside, width, stride, ROWS, BLOCK)
+    value = weight_rows(x, weight, row, inside, width, stride, True, ROWS, BLOCK)
     if GATED:
         # Rows of the up projection follow those of the gate.
-        up = weight_rows(x, weight, row + rows, inside, width, stride, ROWS, BLOCK)
+        up = weight_rows(x, weight, row + rows, inside, width, stride, False, ROWS, BLOCK)
         value = gated_silu(value, up, limit, gain, offset, LIMITED)
     if BIAS:
         value += tl.load(bias + row, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + row, value.to(out.dtype.element_ty), mask=inside)
 
 
-def matvec(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def matvec(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x`` [..., in] of one row times ``weight`` [out, in], plus ``bias`` [out]."""
     return _product(x, weight, bias, weight.shape[0])
 
@@ -96,11 +114,12 @@ def _product(
         GATED=gate is not None,
         LIMITED=limit is not None,
         **shape,
+        **OVERLAP,
     )
     return out
 
 
 def launch_shape(rows: int, width: int) -> dict[str, int]:
     """Weight rows and columns of a program's tile, and its warps."""
-    block = min(triton.next_power_of_2(width), 1024)
-    return {"ROWS": 4 if rows >= 2048 else 1, "BLOCK": block, "num_warps": 4}
+    # The best of a sweep over the shapes of 1.5B and 8B models on an H100, or within 2 % of it.
+    return {"ROWS": 2, "BLOCK": min(triton.next_power_of_2(width), 2048), "num_warps": 2}

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
+
 #: Keys of one step of a program.
 TILE = 32
 #: Most parts that a sequence is cut into.
@@ -46,6 +48,7 @@ def _part(
     TILE: tl.constexpr,
 ):
     sequence, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    wait()
     length = tl.load(kv_lens + sequence).to(tl.int32)
     begin = tl.maximum(length - window, 0) // TILE * TILE
     tiles = tl.cdiv(tl.cdiv(length - begin, TILE), parts)
@@ -120,6 +123,7 @@ def _join(
     part, column = tl.arange(0, PARTS), tl.arange(0, BLOCK)
     real_part, real_column = part < parts, column < head_dim
     slot = index * parts + part
+    wait()
     highest = tl.load(maxima + slot, mask=real_part, other=float("-inf"))
     top = tl.max(highest, 0)
     if SINKS:
@@ -216,6 +220,7 @@ def paged_attention(
         BLOCK=block,
         TILE=TILE,
         num_warps=4,
+        **OVERLAP,
     )
     if parts > 1:
         _join[(sequences * heads,)](
@@ -231,5 +236,6 @@ def paged_attention(
             PARTS=triton.next_power_of_2(parts),
             BLOCK=block,
             num_warps=2,
+            **OVERLAP,
         )
     return out

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
+
 
 @triton.jit
 def _rms_norm(
@@ -25,12 +27,13 @@ def _rms_norm(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
+    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    wait()
     value = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         place = residual + row * residual_stride + column
         value += tl.load(place, mask=inside, other=0.0).to(tl.float32)
         tl.store(place, value.to(residual.dtype.element_ty), mask=inside)
-    factor = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     if PLUS_ONE:
         factor += 1.0
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)
@@ -73,5 +76,6 @@ def rms_norm(
         PLUS_ONE=plus_one,
         BLOCK=block,
         num_warps=min(max(block // 512, 1), 16),
+        **OVERLAP,
     )
     return out.view(x.shape)

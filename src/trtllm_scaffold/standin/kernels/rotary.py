@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
+
 
 @triton.jit
 def _pair(column, half, NEOX: tl.constexpr):
@@ -33,34 +35,34 @@ def _rotate_store(
     ROTATE: tl.constexpr,
     STORE: tl.constexpr,
     NEOX: tl.constexpr,
+    HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    column = tl.arange(0, BLOCK)
-    inside = column < head_dim
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (head < heads + 2 * kv_heads) & (column < head_dim)
     start = qkv + token * qkv_stride + head * head_dim
+    wait()
     value = tl.load(start + column, mask=inside, other=0.0)
     if ROTATE:
-        if head < heads + kv_heads:
-            turned = column < 2 * half
-            partner, frequency, first = _pair(column, half, NEOX)
-            other = tl.load(start + partner, mask=turned, other=0.0).to(tl.float32)
-            angle = table + tl.load(positions + token).to(tl.int64) * (2 * half) + frequency
-            cos = tl.load(angle, mask=turned, other=1.0)
-            sin = tl.load(angle + half, mask=turned, other=0.0)
-            wide = value.to(tl.float32) * cos + tl.where(first, -other, other) * sin
-            value = tl.where(turned, wide.to(qkv.dtype.element_ty), value)
-            # Every partner must have been read before one is overwritten.
-            tl.debug_barrier()
-            tl.store(start + column, value, mask=inside)
+        turned = inside & (head < heads + kv_heads) & (column < 2 * half)
+        partner, frequency, first = _pair(column, half, NEOX)
+        other = tl.load(start + partner, mask=turned, other=0.0).to(tl.float32)
+        angle = table + tl.load(positions + token).to(tl.int64) * (2 * half) + frequency
+        cos = tl.load(angle, mask=column < 2 * half, other=1.0)
+        sin = tl.load(angle + half, mask=column < 2 * half, other=0.0)
+        wide = value.to(tl.float32) * cos + tl.where(first, -other, other) * sin
+        value = tl.where(turned, wide.to(qkv.dtype.element_ty), value)
+        # Every partner must have been read before one is overwritten.
+        tl.debug_barrier()
+        tl.store(start + column, value, mask=turned)
     if STORE:
-        if head >= heads:
-            place = (head - heads) % kv_heads
-            row = tl.load(slots + token).to(tl.int64)
-            row += tl.where(head < heads + kv_heads, 0, value_rows)
-            target = cache + (row * kv_heads + place) * head_dim + column
-            tl.store(target, value.to(cache.dtype.element_ty), mask=inside)
+        place = (head - heads) % kv_heads
+        row = tl.load(slots + token).to(tl.int64)
+        row += tl.where(head < heads + kv_heads, 0, value_rows)
+        target = cache + (row * kv_heads + place) * head_dim + column
+        tl.store(target, value.to(cache.dtype.element_ty), mask=inside & (head >= heads))
 
 
 def rotate_and_store(
@@ -83,7 +85,8 @@ def rotate_and_store(
     heads, kv_heads, head_dim = sizes
     table, positions, neox = rope or (qkv, qkv, True)
     store, slots = cache or (qkv, qkv)
-    _rotate_store[(qkv.shape[0], heads + 2 * kv_heads)](
+    together = 8  # heads of one program
+    _rotate_store[(qkv.shape[0], triton.cdiv(heads + 2 * kv_heads, together))](
         qkv,
         table,
         positions,
@@ -98,8 +101,10 @@ def rotate_and_store(
         ROTATE=rope is not None,
         STORE=cache is not None,
         NEOX=neox,
+        HEADS=together,
         BLOCK=triton.next_power_of_2(head_dim),
-        num_warps=1,
+        num_warps=4,
+        **OVERLAP,
     )
 
 
@@ -111,6 +116,7 @@ def _norm_rotate(
     frequencies,
     positions,
     heads,
+    kv_heads,
     head_dim,
     half,
     qkv_stride,
@@ -118,29 +124,40 @@ def _norm_rotate(
     magnitude,
     NORM: tl.constexpr,
     NEOX: tl.constexpr,
+    HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    column = tl.arange(0, BLOCK)
-    inside = column < head_dim
-    turned = column < 2 * half
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (head < heads + kv_heads) & (column < head_dim)
+    turned = inside & (column < 2 * half)
     partner, frequency, first = _pair(column, half, NEOX)
     start = qkv + token * qkv_stride + head * head_dim
+    wait()
     value = tl.load(start + column, mask=inside, other=0.0).to(tl.float32)
     other = tl.load(start + partner, mask=turned, other=0.0).to(tl.float32)
     if NORM:
-        weight = q_weight if head < heads else k_weight
-        scale = 1.0 / tl.sqrt(tl.sum(value * value, 0) / head_dim + eps)
-        value = value * scale * tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-        other = other * scale * tl.load(weight + partner, mask=turned, other=0.0).to(tl.float32)
+        scale = 1.0 / tl.sqrt(tl.sum(value * value, 1) / head_dim + eps)
+        value = value * scale[:, None]
+        other = other * scale[:, None]
+        value *= _factor(q_weight, k_weight, head < heads, column, column < head_dim)
+        other *= _factor(q_weight, k_weight, head < heads, partner, column < 2 * half)
     turn = tl.load(positions + token).to(tl.float32)
-    turn *= tl.load(frequencies + frequency, mask=turned, other=0.0)
+    turn *= tl.load(frequencies + frequency, mask=column < 2 * half, other=0.0)
     cos, sin = tl.cos(turn) * magnitude, tl.sin(turn) * magnitude
     wide = value * cos + tl.where(first, -other, other) * sin
     value = tl.where(turned, wide, value)
     tl.debug_barrier()
     tl.store(start + column, value.to(qkv.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _factor(q_weight, k_weight, is_query, column, real):
+    """The norm's factor of each dimension of query and of key heads."""
+    of_query = tl.load(q_weight + column, mask=real, other=0.0).to(tl.float32)
+    of_key = tl.load(k_weight + column, mask=real, other=0.0).to(tl.float32)
+    return tl.where(is_query, of_query, of_key)
 
 
 def norm_and_rotate(
@@ -167,13 +184,15 @@ def norm_and_rotate(
     """
     heads, kv_heads, head_dim = sizes
     q_weight, k_weight = weights or (qkv, qkv)
-    _norm_rotate[(qkv.shape[0], heads + kv_heads)](
+    together = 8  # heads of one program
+    _norm_rotate[(qkv.shape[0], triton.cdiv(heads + kv_heads, together))](
         qkv,
         q_weight,
         k_weight,
         frequencies,
         positions,
         heads,
+        kv_heads,
         head_dim,
         frequencies.shape[0],
         qkv.stride(0),
@@ -181,6 +200,8 @@ def norm_and_rotate(
         magnitude,
         NORM=weights is not None,
         NEOX=neox,
+        HEADS=together,
         BLOCK=triton.next_power_of_2(head_dim),
-        num_warps=1,
+        num_warps=4,
+        **OVERLAP,
     )

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from trtllm_scaffold.standin.kernels.waiting import OVERLAP, wait
+
 
 @triton.jit
 def gated_silu(gate, up, limit, gain, offset, LIMITED: tl.constexpr):
@@ -31,6 +33,7 @@ def _swiglu(
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
+    wait()
     gate = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x + row * x_stride + width + column, mask=inside, other=0.0).to(tl.float32)
     value = gated_silu(gate, up, limit, gain, offset, LIMITED)
@@ -59,5 +62,6 @@ def swiglu(
         LIMITED=limit is not None,
         BLOCK=block,
         num_warps=4,
+        **OVERLAP,
     )
     return out.view(*x.shape[:-1], width)

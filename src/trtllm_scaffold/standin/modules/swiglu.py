@@ -54,9 +54,7 @@ def _refuse_quantized(scale: torch.Tensor | None, kind: torch.dtype | None) -> N
         raise NotImplementedError("the stand-in's swiglu does not quantize its result")
 
 
-def fused_swiglu(
-    x: torch.Tensor, limit: float | None, gain: float, offset: float
-) -> torch.Tensor:
+def fused_swiglu(x: torch.Tensor, limit: float | None, gain: float, offset: float) -> torch.Tensor:
     """``gate * sigmoid(gain * gate) * (up + offset)`` of ``[..., gate | up]``."""
     if fits(x):
         from trtllm_scaffold.standin.kernels import swiglu as kernel

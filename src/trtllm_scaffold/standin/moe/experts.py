@@ -12,6 +12,7 @@ from trtllm_scaffold.standin.weight_shards import TensorParallelMode, copy_weigh
 if TYPE_CHECKING:
     from trtllm_scaffold.standin.moe.interface import MoE
 
+
 def create(layer: MoE) -> None:
     """Make the stacked parameters of this rank's experts."""
     count, inner = layer.expert_size_per_partition, layer.intermediate_size_per_partition
