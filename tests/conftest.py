@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu.options import add_options
 from hub_server import Hub
 from small_llama import LLAMA
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
 
 
 @pytest.fixture
