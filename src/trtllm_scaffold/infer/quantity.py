@@ -92,7 +92,7 @@ class Fitter:
             plain = self._fitting(self._simple(observed, hints, rtol), observed, rtol)
             found = next((other for other in plain if not self._computed(other.expr)), found)
         if found is not None:
-            if found.expr.removeprefix("config.") not in self._hinted(hints):
+            if not set(names_in(found.expr)) & set(self._hinted(hints)):
                 self._refuse_rivals(fact, found, observed, rtol)
             return found
         shown = " and ".join(f"{value:g}" for value in observed)
@@ -110,12 +110,10 @@ class Fitter:
         Tiny models give keys values of their own, so two that look alike there were not told
         apart: choosing one would be a guess. A key that a hint names was not chosen so.
         """
-        name = found.expr.removeprefix("config.")
-        if name not in self._columns:
-            return
+        names = list(self._columns)
+        shapes = [form for form in ONE if found.expr in map(form.text.format, names)]
         exact = all(isinstance(value, int) for value in observed)
-        plain = self._single(ONE[:1], list(self._columns), exact)
-        for rival in self._fitting(plain, observed, rtol):
+        for rival in self._fitting(self._single(shapes, names, exact), observed, rtol):
             if not _same(rival.value, found.value, rtol):
                 raise Refused(
                     fact.split(".")[0],
