@@ -32,6 +32,7 @@ def _sizes(config: Any) -> Sizes:
     return DRY if config.getoption("--gpu-dry-run") else FULL
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     """Skip the suite where it cannot run, before anything is built for it."""
     reason = _obstacle(config)

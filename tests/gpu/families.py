@@ -97,8 +97,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         head_dim=256,
         query_pre_attn_scalar=256,
         sliding_window=512,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 1
-        + ["sliding_attention"],
+        layer_types=["sliding_attention"] * 2 + ["full_attention", "sliding_attention"],
         rope_parameters={
             "sliding_attention": _rope(),
             "full_attention": _rope(1000000.0, rope_type="linear", factor=8.0),
@@ -137,6 +136,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
         head_dim=64,
         num_local_experts=8,
         num_experts_per_tok=2,
+        swiglu_alpha=1.702,  # transformers 5.17 does not set it, 5.23 does
+        swiglu_limit=7.0,
         sliding_window=128,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
         rope_parameters=_rope(

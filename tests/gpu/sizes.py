@@ -23,7 +23,6 @@ class Sizes:
         greedy: Prompt and generated tokens of the greedy generation.
         ranks: Lengths of the four sequences that two ranks run.
         limit: Longest sequence of a model that has no limit of its own.
-        block: Positions over which the errors of a model with routers are pooled.
         compiler: Backend of ``torch.compile``.
     """
 
@@ -37,7 +36,6 @@ class Sizes:
     greedy: tuple[int, int]
     ranks: tuple[int, ...]
     limit: int
-    block: int
     compiler: str
 
 
@@ -52,7 +50,6 @@ FULL = Sizes(
     greedy=(100, 256),
     ranks=(620, 310, 137, 20),
     limit=8192,
-    block=256,
     compiler="inductor",
 )
 
@@ -67,7 +64,6 @@ DRY = Sizes(
     greedy=(10, 12),
     ranks=(16, 14, 12, 10),
     limit=64,
-    block=64,
     compiler="eager",
 )
 

@@ -35,7 +35,7 @@ def test_noise(subject, measure, dtype, scenario):
     if not all(bool(part.noisy.isfinite().all()) for part in parts):
         pytest.skip(f"HF's own model overflows in {dtype}")
     routed = subject.routed(next(iter(subject.reference.sequences)))
-    ratio = noise_ratio(parts, subject.sizes.block if routed else None)
+    ratio = noise_ratio(parts, routed)
     note(error_ratio=ratio, positions=sum(len(part.found) for part in parts))
 
 
