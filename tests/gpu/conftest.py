@@ -1,9 +1,8 @@
-"""The ports of the GPU suite, and the rows that it leaves behind."""
+"""The ports of the GPU suite, with HF's models of them."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,18 @@ from trtllm_scaffold.verify.port_module import forget_port, import_port
 from trtllm_scaffold.verify.runtime import start_runtime
 
 from .families import FAMILIES, GENERATIONS
-from .rows import Row, row_of, table, write_json
 from .sizes import DRY, FULL, Sizes
 from .subject import Reference, Subject, make_reference
 
 _FOLDER = Path(__file__).parent
-_rows: list[Row] = []
-_started = time.monotonic()
-_skipped_for_want = {"count": 0}
 
 
-def _sizes(config: Any) -> Sizes:
-    return DRY if config.getoption("--gpu-dry-run") else FULL
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+def pytest_itemcollected(item: Any) -> None:
     """Skip the suite where it cannot run, before anything is built for it."""
-    reason = _obstacle(config)
-    for item in items:
-        if _FOLDER in item.path.parents and "subject" in item.fixturenames:
-            if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
-            elif config.pluginmanager.hasplugin("xdist"):
-                family, _ = item.callspec.params["subject"]
-                item.add_marker(pytest.mark.xdist_group(family))
+    if _FOLDER in item.path.parents and "subject" in item.fixturenames:
+        reason = _obstacle(item.config)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _obstacle(config: Any) -> str:
@@ -55,7 +41,7 @@ def _obstacle(config: Any) -> str:
 
 @pytest.fixture(scope="session")
 def sizes(request: pytest.FixtureRequest) -> Sizes:
-    return _sizes(request.config)
+    return DRY if request.config.getoption("--gpu-dry-run") else FULL
 
 
 @pytest.fixture(scope="session")
@@ -131,27 +117,3 @@ def measure(request: pytest.FixtureRequest, subject: Subject) -> Callable[..., C
         return note
 
     return begin
-
-
-def pytest_runtest_logreport(report: Any) -> None:
-    row = row_of(report)
-    if row is not None:
-        _rows.append(row)
-    if report.skipped and "needs a CUDA device" in str(report.longrepr):
-        _skipped_for_want["count"] += 1
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
-    if _skipped_for_want["count"]:
-        count = _skipped_for_want["count"]
-        terminalreporter.write_line(f"{count} GPU test(s) skipped for want of a CUDA device")
-    if not _rows:
-        return
-    order = list(FAMILIES)
-    _rows.sort(key=lambda row: (row.generation, order.index(row.port)))
-    path = config.getoption("--gpu-json")
-    if path is not None:
-        write_json(path, _sizes(config).device, _rows, time.monotonic() - _started)
-    terminalreporter.section("GPU suite: the bounded figure of each check")
-    for line in table(_rows):
-        terminalreporter.write_line(line)
