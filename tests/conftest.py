@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gpu.plugin import Report, add_options
 from hub_server import Hub
 from small_llama import LLAMA
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Report(config), "gpu report")
 
 
 @pytest.fixture

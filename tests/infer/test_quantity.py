@@ -234,3 +234,22 @@ def test_two_keys_that_look_alike_in_tiny_models_are_not_chosen_from():
         fitter.fit("attention.scale", (0.37**-0.5, 0.53**-0.5))
     alike = Fitter(tiny, config(bound=0.5, share=0.5), held=("bound", "share"))
     assert alike.fit("attention.qkv_clip", (0.37, 0.53)).value == 0.5
+
+
+def test_a_root_of_a_key_has_rivals_too():
+    def config(**keys):
+        return PretrainedConfig(tie_word_embeddings=False, **keys)
+
+    tiny = [config(window=5, scalar=5), config(window=7, scalar=7)]
+    fitter = Fitter(tiny, config(window=512, scalar=256), held=("window", "scalar"))
+    with pytest.raises(Refused, match=r"config\.\w+ \*\* -0\.5 and config\.\w+ \*\* -0\.5 explain"):
+        fitter.fit("attention.scale", (5**-0.5, 7**-0.5))
+
+
+@pytest.mark.parametrize("name", ["google__gemma-3-1b-it", "google__gemma-2-9b"])
+def test_a_scale_is_not_taken_for_the_window(name):
+    # Both its scalar and its head size are 256: no other key may share the tiny scalar's value.
+    fitter, tiny, _ = fitter_of(name)
+    observed = [config.query_pre_attn_scalar**-0.5 for config in tiny]
+    found = fitter.fit("attention.scale", observed)
+    assert (found.value, found.expr) == (256**-0.5, "config.query_pre_attn_scalar ** -0.5")

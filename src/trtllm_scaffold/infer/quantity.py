@@ -92,7 +92,7 @@ class Fitter:
             plain = self._fitting(self._simple(observed, hints, rtol), observed, rtol)
             found = next((other for other in plain if not self._computed(other.expr)), found)
         if found is not None:
-            if found.expr.removeprefix("config.") not in self._hinted(hints):
+            if not set(names_in(found.expr)) & set(self._hinted(hints)):
                 self._refuse_rivals(fact, found, observed, rtol)
             return found
         shown = " and ".join(f"{value:g}" for value in observed)

@@ -64,7 +64,7 @@ def unknown_edits(
                 found[key] = [short.get(entry, entry) if entry else entry for entry in held]
         elif is_size(value) and value > 1 and key not in edited:
             is_count = value <= layers
-            small = 2 + variant if is_count else min(window + 1 + len(found), _LONGEST)
+            small = 2 + variant if is_count else _short(key, window, {**tiny, **found})
             if small < value and (counts or not is_count):
                 found[key] = small
     if not found:
@@ -73,6 +73,13 @@ def unknown_edits(
 
     before = {key: tiny.get(key, full[key]) for key in found}
     return live_edits({**tiny, **before}, found, classes)
+
+
+def _short(key: str, least: int, tiny: Mapping[str, Any]) -> int:
+    """Return a short length that no other key has: a number seen later must tell which set it."""
+    taken = {value for name, value in tiny.items() if name != key and is_size(value)}
+    free = [length for length in range(least, _LONGEST + 1) if length not in taken]
+    return free[0] if free else _LONGEST
 
 
 def _is_list(value: Any, tiny: Mapping[str, Any]) -> TypeGuard[list[int | None]]:

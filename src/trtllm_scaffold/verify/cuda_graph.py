@@ -47,7 +47,7 @@ def _replayed_errors(case: Case, inputs: Inputs) -> list[float]:
         driver.forward(
             [Piece(who, tokens[: prompts[who]], 0, True) for who, tokens in enumerate(sequences)]
         )
-        step = _CapturedStep(driver, _pieces(sequences, prompts, 0))
+        step = CapturedStep(driver, _pieces(sequences, prompts, 0))
         for count in range(STEPS):
             pieces = _pieces(sequences, prompts, count)
             logits = step.replay(pieces)
@@ -64,8 +64,11 @@ def _pieces(sequences: list[torch.Tensor], prompts: list[int], count: int) -> li
     ]
 
 
-class _CapturedStep:
-    """A decode step in a CUDA graph, with the tensors it reads and the logits it writes."""
+class CapturedStep:
+    """A decode step in a CUDA graph, with the tensors it reads and the logits it writes.
+
+    Make and replay it in inference mode, while the cache holds what comes before the step.
+    """
 
     def __init__(self, driver: Driver, pieces: list[Piece]) -> None:
         self.driver = driver

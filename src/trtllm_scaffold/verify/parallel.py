@@ -50,6 +50,7 @@ class Job:
         split: How the ranks divide the model.
         clear: How many positions of each sequence come before its routers' first close call.
         rendezvous: A file that does not exist yet, where the ranks meet.
+        device: ``cpu``, or ``cuda``: then the ranks share the first GPU.
     """
 
     package: Path
@@ -62,6 +63,7 @@ class Job:
     split: Split = Split()
     clear: tuple[int, ...] = ()
     rendezvous: str = ""
+    device: str = "cpu"
 
 
 def run_rank(job: Job, rank: int) -> list[tuple[int, int, Any]] | None:
@@ -96,13 +98,14 @@ def run_rank(job: Job, rank: int) -> list[tuple[int, int, Any]] | None:
 
 
 def _logits(job: Job, rank: int) -> list[tuple[int, int, torch.Tensor]]:
-    start_runtime(job.runtime, job.generation)
+    start_runtime(job.runtime, job.generation, job.device)
     import_port(job.package)
     sequences = [torch.tensor(tokens) for tokens in job.sequences]
     turn = rank if job.split.attention_dp else 0
     own = sequences[turn:] + sequences[:turn]
     room = max(len(tokens) for tokens in sequences)
-    setup = Setup(job.max_seq_len, mapping=job.split.mapping(rank), room=room)
+    mapping = job.split.mapping(rank)
+    setup = Setup(job.max_seq_len, device=job.device, mapping=mapping, room=room)
     weights = read_checkpoint(job.checkpoint)
     model = build_model(load_config(job.config), weights, setup)
     with Driver(model, setup) as driver:

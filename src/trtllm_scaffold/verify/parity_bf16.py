@@ -15,12 +15,12 @@ from trtllm_scaffold.verify.close_calls import BF16_MARGIN, first_call, noted, s
 from trtllm_scaffold.verify.harness import Driver, build_model
 from trtllm_scaffold.verify.parity import BACKENDS, Case, finite, reference_logits
 from trtllm_scaffold.verify.port_module import (
-    as_bfloat16,
     describe,
     finding,
     quiet,
     read_checkpoint,
     reference_model,
+    rounded_to,
     save_checkpoint,
 )
 from trtllm_scaffold.verify.report import Check, skipped, verdict
@@ -71,7 +71,7 @@ def _bf16_errors(case: Case) -> tuple[float, float]:
     count = 0
     for seed in _BF16_SEEDS:
         reference = reference_model(case.config, seed)
-        rounded, weights = as_bfloat16(reference), _stored(reference)
+        rounded, weights = rounded_to(reference, torch.bfloat16), _stored(reference)
         for inputs in case.inputs:
             setup = case.setup(inputs, BACKENDS[0], torch.bfloat16)
             model = build_model(case.config, weights, setup)

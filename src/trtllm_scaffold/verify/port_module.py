@@ -126,13 +126,13 @@ def reference_model(config: Any, seed: int) -> torch.nn.Module:
     return model
 
 
-def as_bfloat16(reference: torch.nn.Module) -> torch.nn.Module:
-    """HF's bf16 model with the parameters of `reference`, rounded.
+def rounded_to(reference: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """HF's model in a 16-bit `dtype` with the parameters of `reference`, rounded, where they are.
 
     It is built anew: what HF computes in a constructor (an embedding's factor, say) has the
     dtype of the model, and what it keeps in fp32 (rotary frequencies) stays so.
     """
-    twin = _hf_model(reference.config, torch.bfloat16)
+    twin = _hf_model(reference.config, dtype).to(next(reference.parameters()).device)
     with torch.no_grad():
         for parameter, exact in zip(twin.parameters(), reference.parameters(), strict=True):
             parameter.copy_(exact)

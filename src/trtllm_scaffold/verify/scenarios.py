@@ -46,7 +46,7 @@ def regimes(config: Any) -> list[Regime]:
     """
     limit = position_limit(config)
     original = original_length(config)
-    if original is not None and _has_two_tables(config):
+    if original is not None and has_two_tables(config):
         short, long = original - STEPS, original + 5
         if short < 2 or long + STEPS > limit:
             raise InputError(
@@ -91,7 +91,7 @@ def original_length(config: Any) -> int | None:
     return None
 
 
-def _has_two_tables(config: Any) -> bool:
+def has_two_tables(config: Any) -> bool:
     """Whether short and long sequences use different factors."""
     for name in ("rope_parameters", "rope_scaling"):
         source = getattr(config, name, None) or {}

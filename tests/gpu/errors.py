@@ -1,0 +1,64 @@
+"""How far a port's logits are from HF's: the largest error in fp32, the noise ratio in 16 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trtllm_scaffold.verify.close_calls import LEAST_SHARE
+from trtllm_scaffold.verify.parity import FP32_BOUND
+from trtllm_scaffold.verify.parity_bf16 import BF16_BOUND
+
+__all__ = ["BF16_BOUND", "FP32_BOUND", "Compared", "largest", "noise_ratio"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Logits [n, vocab_size] at some positions of one sequence.
+
+    Attributes:
+        found: The port's.
+        exact: HF's in fp32.
+        noisy: HF's in the dtype of the port.
+        clear: How many of the positions come before the routers' first close call.
+    """
+
+    found: torch.Tensor
+    exact: torch.Tensor
+    noisy: torch.Tensor
+    clear: int
+
+
+def largest(parts: list[Compared]) -> tuple[float, float]:
+    """Largest error relative to max(1, the largest logit), and the share of positions compared.
+
+    Positions behind a close call of a router are left out only where they would fail: two right
+    programs may part there, but need not.
+    """
+    kept = []
+    count = total = 0
+    for part in parts:
+        errors = (part.found - part.exact).abs().amax(dim=-1)
+        errors = errors / max(1.0, float(part.exact.abs().max()))
+        if float(errors.max()) > FP32_BOUND or bool(errors.isnan().any()):
+            errors = errors[: part.clear]
+        kept.append(errors)
+        count, total = count + len(errors), total + len(part.found)
+    share = count / total
+    assert share >= LEAST_SHARE, f"close calls leave {count} of {total} positions to compare"
+    return float(torch.cat(kept).max()), share
+
+
+def noise_ratio(parts: list[Compared], routed: bool) -> float:
+    """The port's error over HF's own in that dtype, both against HF in fp32.
+
+    The statistic is the RMS over all logits. With routers (`routed`), whose choices rounding turns
+    at some positions, in the port and in HF's model alike, it is the median over all positions of
+    each one's RMS: where a token stands is what the fp32 check is for.
+    """
+    ours = torch.cat([(part.found - part.exact).square().mean(dim=-1) for part in parts]).double()
+    theirs = torch.cat([(part.noisy - part.exact).square().mean(dim=-1) for part in parts]).double()
+    if routed:
+        return float((ours.median() / theirs.median()).sqrt())
+    return float((ours.mean() / theirs.mean()).sqrt())

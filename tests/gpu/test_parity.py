@@ -1,0 +1,87 @@
+"""Logits at every position: exact in fp32, and in 16 bits no noisier than HF's own model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from trtllm_scaffold.verify.close_calls import BF16_MARGIN, noted
+from trtllm_scaffold.verify.harness import Piece
+from trtllm_scaffold.verify.port_module import quiet
+from trtllm_scaffold.verify.scenarios import prefill
+
+from .batches import scenarios
+from .errors import BF16_BOUND, FP32_BOUND, largest, noise_ratio
+from .sizes import FULL
+
+pytestmark = pytest.mark.gpu
+
+SCENARIOS = list(scenarios(FULL))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_fp32(subject, measure, scenario):
+    note = measure(f"fp32 {scenario}", relative_error=FP32_BOUND)
+    parts = subject.compared("fp32", scenario)
+    error, share = largest(parts)
+    note(relative_error=error, positions=sum(len(part.found) for part in parts), compared=share)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_noise(subject, measure, dtype, scenario):
+    note = measure(f"{dtype} {scenario}", error_ratio=BF16_BOUND)
+    parts = subject.compared(dtype, scenario)
+    if not all(bool(part.noisy.isfinite().all()) for part in parts):
+        pytest.skip(f"HF's own model overflows in {dtype}")
+    routed = subject.routed(next(iter(subject.reference.sequences)))
+    ratio = noise_ratio(parts, routed)
+    note(error_ratio=ratio, positions=sum(len(part.found) for part in parts))
+
+
+def test_greedy_generation(subject, measure):
+    note = measure("greedy", wrong_choices=0)
+    regime, sequences = next(iter(subject.reference.sequences.items()))
+    start, count = subject.sizes.greedy
+    with quiet(), subject.driver("bf16", regime, [torch.zeros(start + count)]) as driver:
+        tokens = generate(driver, sequences[0][:start], count)
+    given, chosen = tokens[:-1], tokens[start:].to(subject.sizes.device)
+    exact = subject.reference.forward("fp32", given)[start - 1 :]
+    noisy = subject.reference.forward("bf16", given)[start - 1 :]
+    noise = 2 * (noisy - exact).abs().amax(dim=-1)
+    top = exact.topk(2, dim=-1)
+    gap, equal = top.values[:, 0] - top.values[:, 1], top.indices[:, 0] == chosen
+    steady = torch.ones_like(equal)
+    if subject.routed(regime):  # a choice of experts that may turn shows at other tokens too
+        steady = ~close_calls(subject, regime, given)[start - 1 :].to(steady.device)
+        noise = noise[steady].max().expand_as(noise)
+    clear = steady & (gap > noise)
+    differing = (~equal).nonzero()
+    note(
+        wrong_choices=int((clear & ~equal).sum()),
+        tokens=count,
+        clear_steps=int(clear.sum()),
+        equal_until=int(differing[0]) if len(differing) else count,
+        largest_noise=float(noise.max()),
+    )
+    assert int(clear.sum()) > 0, "no step has a clear choice: this shows nothing"
+
+
+def generate(driver, tokens, count):
+    """`tokens` and `count` more, each the likeliest."""
+    driver.reserve({0: len(tokens) + count})
+    logits = driver.forward([Piece(0, tokens, 0, True)])[0][-1]
+    for _ in range(count):
+        tokens = torch.cat([tokens, logits.argmax().view(1)])
+        piece = Piece(0, tokens[-1:], len(tokens) - 1, False)
+        logits = driver.forward([piece])[0][-1]
+    return tokens
+
+
+def close_calls(subject, regime, tokens):
+    """At which positions bf16 may turn the choice of a router: [n] bool."""
+    model = subject.model("bf16", regime)
+    with quiet(), noted(model, BF16_MARGIN) as calls:
+        with subject.driver("bf16", regime, [tokens]) as driver:
+            list(prefill(driver, [tokens]))
+    return torch.stack(calls).any(dim=0)
