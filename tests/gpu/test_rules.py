@@ -21,6 +21,11 @@ OWN_ATTENTION = (
     "support level reference: the port's own attention reads sequence lengths on the host"
 )
 
+TRACED = (
+    "the library's attention is one operator to a compiler, the stand-in's backend is traced, and "
+    "what it checks and reads on the host breaks the graph"
+)
+
 
 def first_regime(subject):
     return next(iter(subject.reference.sequences.items()))
@@ -145,9 +150,11 @@ def test_a_layer_compiles_without_graph_breaks(subject, measure):
         compiled = torch.compile(layer, fullgraph=True, backend=subject.sizes.compiler)
         try:
             found = first_tensor(compiled(*cloned(args), **cloned(kwargs)))
-        except torch._dynamo.exc.Unsupported as error:
-            reason = " ".join(str(error).split())[:300]
-            pytest.xfail(reason)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            latent = subject.files.answers["attention_kind"] == "MLA"
+            if subject.own_attention or latent:
+                raise
+            pytest.xfail(f"{TRACED}: {' '.join(str(error).split())[:200]}")
     scale = eager.float().square().mean().sqrt()
     error = (found.float() - eager.float()).square().mean(dim=-1).median().sqrt()
     note(error_over_noise=float(error / scale / torch.finfo(torch.bfloat16).eps))
