@@ -106,10 +106,11 @@ def main() -> None:
     parser.add_argument("--ports", type=Path, required=True)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--only", default="", help="names, or their beginnings, comma-separated")
+    parser.add_argument("--prefill", action="store_true", help="no decode rows")
     parser.add_argument("--quick", action="store_true", help="one small row of each")
     options = parser.parse_args()
     wanted = tuple(word for word in options.only.split(",") if word)
-    plan = _QUICK if options.quick else Plan()
+    plan = _QUICK if options.quick else Plan(batches=() if options.prefill else Plan.batches)
     machine = measure_machine()
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}

@@ -52,11 +52,13 @@ class Weights:
 
     Attributes:
         dense: Read by every token (the head included, the embedding's one row left out).
+        head: Those of the head alone.
         experts: All routed experts together.
         share: Part of the experts that one token chooses.
     """
 
     dense: int
+    head: int
     experts: int
     share: float
 
@@ -68,9 +70,15 @@ class Weights:
         touched = self.share if batch else 0.0
         return 2.0 * (self.dense + self.experts * touched)
 
-    def operations(self, tokens: int) -> float:
-        """Multiplications and additions of ``tokens`` tokens, attention's own left out."""
-        return 2.0 * tokens * (self.dense + self.experts * self.share)
+    def operations(self, tokens: int, logits: int) -> float:
+        """Multiplications and additions of a step, attention's own left out.
+
+        Args:
+            tokens: New tokens.
+            logits: Positions whose logits are computed.
+        """
+        body = self.dense - self.head + self.experts * self.share
+        return 2.0 * (tokens * body + logits * self.head)
 
 
 def weights_of(model: torch.nn.Module, config: Any) -> Weights:
@@ -88,4 +96,4 @@ def weights_of(model: torch.nn.Module, config: Any) -> Weights:
         dense -= embedding.numel()
     count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     chosen = getattr(config, "num_experts_per_tok", 0)
-    return Weights(dense, experts, chosen / count if count else 0.0)
+    return Weights(dense, head.numel(), experts, chosen / count if count else 0.0)

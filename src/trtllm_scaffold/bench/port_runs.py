@@ -53,13 +53,43 @@ class Decode:
         """Go back to the end of the prompts."""
         self.graph.start(self.first, [self.length] * self.batch, range(self.batch))
 
-    def run(self, steps: int) -> torch.Tensor:
-        """Decode ``steps`` tokens of each sequence; the newest of each, ``[batch]``."""
-        self.start()
-        return self.forward(steps)
-
     def forward(self, steps: int) -> torch.Tensor:
-        """As :meth:`run`, from where it is."""
+        """Decode ``steps`` tokens of each sequence; the newest of each, ``[batch]``."""
         for _ in range(steps):
             self.graph.step()
         return self.graph.tokens
+
+
+class EagerDecode:
+    """Greedy decoding step by step, for ports whose own attention cannot be captured."""
+
+    def __init__(self, driver: Driver, prompts: torch.Tensor) -> None:
+        self.driver, self.prompts = driver, prompts
+        first = [Prefill(driver, prompt, who)().argmax(-1) for who, prompt in enumerate(prompts)]
+        self.first = torch.cat(first)
+
+    def start(self) -> None:
+        """Go back to the end of the prompts."""
+        self.tokens, self.past = self.first, self.prompts.shape[1]
+
+    @torch.inference_mode()
+    def forward(self, steps: int) -> torch.Tensor:
+        """Decode ``steps`` tokens of each sequence; the newest of each, ``[batch]``."""
+        for _ in range(steps):
+            pieces = [
+                Piece(who, self.prompts[who, :1], self.past, False)
+                for who in range(len(self.prompts))
+            ]
+            metadata = self.driver.metadata(pieces)
+            metadata.prepare()
+            at = torch.full((1, len(pieces)), self.past, dtype=torch.int32, device="cuda")
+            logits = self.driver.model.forward(
+                attn_metadata=metadata, input_ids=self.tokens.int(), position_ids=at
+            )
+            self.tokens, self.past = logits.argmax(-1), self.past + 1
+        return self.tokens
+
+
+def decoding(driver: Driver, prompts: torch.Tensor, captured: bool) -> Decode | EagerDecode:
+    """Greedy decoding in a CUDA graph, or step by step."""
+    return Decode(driver, prompts) if captured else EagerDecode(driver, prompts)

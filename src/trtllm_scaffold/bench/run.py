@@ -10,7 +10,7 @@ import torch
 
 from trtllm_scaffold.bench.floors import Machine, Weights, weights_of
 from trtllm_scaffold.bench.hf_runs import HfCompiled, HfEager, HfPrefill
-from trtllm_scaffold.bench.port_runs import Decode, Prefill, session
+from trtllm_scaffold.bench.port_runs import Prefill, decoding, session
 from trtllm_scaffold.bench.subject import Subject
 from trtllm_scaffold.bench.timing import Timing, timed
 
@@ -50,7 +50,7 @@ def rows_of(
     rows: list[dict[str, Any]] = [agreement(name, made, min(300, plan.longest))]
     for length in plan.prompts:
         tell(f"{name}: prefill of {length} tokens")
-        floor = weights.operations(length) / machine.matmul * 1e3
+        floor = weights.operations(length, 1) / machine.matmul * 1e3
         rows.append({**_prefill(made, length), "model": name, "floor": round(floor, 4)})
     for batch in plan.batches:
         tell(f"{name}: decode, batch {batch}")
@@ -64,7 +64,7 @@ def rows_of(
 def _decode_floor(weights: Weights, batch: int, machine: Machine) -> float:
     """The larger of reading the weights and multiplying by them, in milliseconds."""
     read = weights.read(batch) / machine.bandwidth
-    return round(max(read, weights.operations(batch) / machine.matmul) * 1e3, 4)
+    return round(max(read, weights.operations(batch, batch) / machine.matmul) * 1e3, 4)
 
 
 def agreement(name: str, made: Subject, length: int) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _decode(made: Subject, batch: int, plan: Plan) -> list[dict[str, Any]]:
 
 def _port_decode(made: Subject, prompts: torch.Tensor, plan: Plan) -> tuple[Timing, int]:
     with session(made, len(prompts), plan.context + 2 * STEPS) as driver:
-        decode = Decode(driver, prompts)
+        decode = decoding(driver, prompts, made.captured)
 
         def run() -> None:
             decode.forward(STEPS)

@@ -37,6 +37,7 @@ class Subject:
         port: The port's model on the stand-in, bf16.
         setup: How the port was built.
         runtime: Name and version of what the port runs on.
+        captured: Whether its decode step can be in a CUDA graph: not with an attention of its own.
     """
 
     config: Any
@@ -44,6 +45,7 @@ class Subject:
     port: Any
     setup: Setup
     runtime: dict[str, str]
+    captured: bool
 
 
 @contextmanager
@@ -76,7 +78,8 @@ def subject(
         setup = Setup(max_seq_len=max_seq_len, dtype=DTYPE, device="cuda")
         model = build_model(config, as_checkpoint(reference), setup)
     try:
-        yield Subject(config, reference, model, setup, runtime.to_json())
+        captured = not files.answers.get("attention_reference")
+        yield Subject(config, reference, model, setup, runtime.to_json(), captured)
     finally:
         del reference, model
         gc.collect()

@@ -128,7 +128,7 @@ class TrtllmAttention(AttentionBackend[TrtllmAttentionMetadata]):
                 f"attention_sinks must be float32 [{self.num_heads}], "
                 f"not {sinks.dtype} {list(sinks.shape)}"
             )
-        super()._check_options(replace(args, attention_sinks=None))
+        super()._check_options(args if sinks is None else replace(args, attention_sinks=None))
 
     def _rotate(
         self, q: torch.Tensor, k: torch.Tensor, metadata: AttentionMetadata

@@ -102,7 +102,8 @@ class AttentionMetadata:
     @property
     def num_tokens(self) -> int:
         """Packed tokens of the batch, without CUDA graph padding."""
-        return int(self._lens().sum())
+        self._lens()
+        return int(self.__dict__["_num_tokens"])
 
     @property
     def seq_lens_cuda(self) -> torch.Tensor:
@@ -130,6 +131,7 @@ class AttentionMetadata:
         self.__dict__.pop("_batch", None)
         lens = self.__dict__.get("seq_lens")
         if lens is not None:
+            self.__dict__["_num_tokens"] = int(lens.sum())
             self.__dict__["_seq_lens_cuda"] = self._buffers().store(
                 "seq_lens", lens.to(torch.int32)
             )
