@@ -110,7 +110,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.num_key_value_heads": attention.kv_heads,
         "attention.head_dim": attention.head_dim,
         "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
-        "attention.index_widths": _index_widths(attention),
+        **_index_numbers(attention),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
         "attention.qkv_clip": _short(attention.clip),
@@ -240,13 +240,17 @@ def latent_label(mla: MlaFacts) -> str:
 def _indexer_label(attention: AttentionFacts) -> str | None:
     """How keys are chosen by the tokens, if they are."""
     if attention.indexer is None:
-        return None if attention.choice is None else "another layer's choice"
+        return None if attention.choice is None else "an earlier layer's choice"
     return f"{attention.indexer.style}, {norm_label(attention.indexer.norm.facts)}"
 
 
-def _index_widths(attention: AttentionFacts) -> str | None:
+def _index_numbers(attention: AttentionFacts) -> dict[str, Label]:
+    """Those of a layer that chooses keys; the others have none to compare."""
     indexer = attention.indexer
-    return indexer and f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
+    if indexer is None:
+        return {}
+    label = f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
+    return {"attention.index_widths": label}
 
 
 def latent_widths(mla: MlaFacts) -> str:

@@ -51,7 +51,9 @@ def _check_layers(spec: ModelSpec) -> None:
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
-        own = dataclasses.replace(kind.attention, window=None, chunked=False, query_factor=None)
+        own = dataclasses.replace(
+            kind.attention, window=None, chunked=False, query_factor=None, shares_choice=False
+        )
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 
