@@ -186,9 +186,7 @@ def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
     )
 
 
-def _indexer(
-    layer: Layer, choice: Choice | None, found: LatentAttention
-) -> IndexerFacts | None:
+def _indexer(layer: Layer, choice: Choice | None, found: LatentAttention) -> IndexerFacts | None:
     """How the layer itself chooses keys; None where it does not."""
     if choice is None or choice.node not in layer.nodes:
         return None
