@@ -16,6 +16,7 @@ from trtllm_scaffold.spec import Quantity
 
 _WINDOW = ("attention.window", "attention.chunked")
 _ROTATION = (
+    "attention.indexer",
     "attention.qk_norm",
     "attention.query_factor",
     "attention.scale",

@@ -51,7 +51,9 @@ def _check_layers(spec: ModelSpec) -> None:
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
-        own = dataclasses.replace(kind.attention, window=None, chunked=False, query_factor=None)
+        own = dataclasses.replace(
+            kind.attention, window=None, chunked=False, query_factor=None, shares_choice=False
+        )
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 
@@ -125,6 +127,9 @@ def _fuses_qk_norm(spec: ModelSpec) -> bool:
 
 
 def _base(attention: AttentionSpec, native_norm: bool) -> str:
+    """The library's class that the port's attention extends; empty for one of its own."""
+    if attention.mla is not None and attention.mla.indexer is not None:
+        return ""
     if attention.mla is not None:
         return "MLA"
     return "QKNormRoPEAttention" if native_norm else "Attention"

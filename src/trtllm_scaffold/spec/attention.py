@@ -77,6 +77,8 @@ class AttentionSpec:
         mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
             of its keys then, and its biases are told there.
         query_factor: The factor on queries that grows with the position, if any.
+        shares_choice: The layer sees the keys that the last layer before it with an indexer of
+            its own has chosen (`MlaSpec.indexer` is that layer's).
     """
 
     num_attention_heads: Quantity
@@ -98,6 +100,7 @@ class AttentionSpec:
     mla: MlaSpec | None = None
     chunked: bool = False
     query_factor: QueryFactorSpec | None = None
+    shares_choice: bool = False
 
     @property
     def kind(self) -> str:

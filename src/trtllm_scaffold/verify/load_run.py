@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from trtllm_scaffold.errors import CheckFailed
+from trtllm_scaffold.verify.expected_mla import index_layers
 from trtllm_scaffold.verify.expected_moe import sparse_layers
 from trtllm_scaffold.verify.parameter import Parameter
 from trtllm_scaffold.verify.port_files import PortFiles
@@ -46,6 +47,8 @@ def run_port(
     """The port's own function, with the attributes that `canonicalize` guarantees."""
     sparse = sparse_layers(port.answers)
     known: dict[str, Any] = {} if sparse is None else {"sparse_layers": sparse}
+    if port.answers.get("indexer_condition"):
+        known["index_layers"] = index_layers(port.answers)
     known["dense_intermediate_size"] = sizes["intermediate_size"]  # its name beside experts
     config = SimpleNamespace(**{**port.config, **sizes, **known})
     try:
