@@ -16,7 +16,7 @@ from trtllm_scaffold.infer.mla import MlaFacts, read_latent
 from trtllm_scaffold.infer.norm import NormCall, NormFacts
 from trtllm_scaffold.infer.output import GateFacts, read_output
 from trtllm_scaffold.infer.position import RopeFacts, read_rope
-from trtllm_scaffold.infer.query_factor import QueryFactorFacts, read_query_factor
+from trtllm_scaffold.infer.query_factor import QueryFactorFacts, grown, read_query_factor
 from trtllm_scaffold.infer.scores import Scores, read_scores, read_window
 from trtllm_scaffold.infer.segments import Chain, follow, sources
 
@@ -97,8 +97,10 @@ def read_attention(layer: Layer) -> AttentionFacts:
     key_columns = _kv_columns(layer, key, heads)
     value_columns = _kv_columns(layer, value, heads)
     _check_value(layer, value, key_columns, value_columns, query)
-    factor = _query_factor(layer, query, key)
+    factor = _query_factor(layer, query, key, heads)
     rope = None if factor else _rope(layer, query, key)
+    if factor is not None:  # its value at position 0 is no part of the scale
+        query.factors = query.factors / factor.at(torch.zeros(1))
     scales = _scales(layer, scores, query, key, rope)
     bias = bias_kind(layer, scores.biases)
     norms, scope, when = _norms(layer, query, key)
@@ -219,13 +221,15 @@ def _check_value(
         raise _refused(layer, "the value is multiplied by a constant")
 
 
-def _query_factor(layer: Layer, query: Chain, key: Chain) -> QueryFactorFacts | None:
+def _query_factor(layer: Layer, query: Chain, key: Chain, heads: int) -> QueryFactorFacts | None:
     """The factor on queries, where nothing else depends on the position."""
     queries = [r for r in query.rotations if r is not None]
     if len(queries) != 1 or any(r is not None for r in key.rotations):
         return None
     order = torch.argsort(query.columns[0])
-    return read_query_factor(layer, queries[0][:, order][:, :, order])
+    last = query.rotations[0] is not None
+    far = grown(layer, query.segments[0], heads) if last else None
+    return read_query_factor(layer, queries[0][:, order][:, :, order], far)
 
 
 def _rope(layer: Layer, query: Chain, key: Chain) -> RopeFacts | None:

@@ -99,6 +99,7 @@ def _gate_label(gate: GateFacts | None) -> str | None:
     if gate is None:
         return None
     bias = " with bias" if gate.spec.bias else ""
+    bias += " and a bias per head" if gate.spec.head_bias else ""
     return f"{gate.activation}, {gate.width}{bias}"
 
 
@@ -115,6 +116,8 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.qkv_clip": _short(attention.clip),
         "block.attention_coefficient": _short(block.attention_coefficient),
         "block.mlp_coefficient": _short(block.mlp_coefficient),
+        "block.attention_residual": _short(block.attention_residual),
+        "block.mlp_residual": _short(block.mlp_residual),
         "norm.eps": str([_short(n.eps) for n in block.norms.values()]),
         "position.rope": _rope_numbers(attention),
     }
@@ -149,7 +152,7 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
         "attention.chunked": attention.chunked,
-        "attention.query_factor": _presence(attention.query_factor is not None),
+        "attention.query_factor": attention.query_factor and attention.query_factor.form,
         "attention.clips_normed": attention.query.clips_normed,
         "attention.output_gate": _gate_label(attention.gate),
         "attention.output_norm": _norm_label(attention.output_norm),
@@ -163,6 +166,8 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "block.residual": "normed" if block.residual_after_norm else "plain",
         "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
         "block.mlp_coefficient": _presence(not is_one(block.mlp_coefficient)),
+        "block.attention_residual": _presence(not is_one(block.attention_residual)),
+        "block.mlp_residual": _presence(not is_one(block.mlp_residual)),
         "mlp.form": "experts" if facts.moe is not None else "dense",
         **(_mlp_structure(mlp, "mlp") if facts.moe is None else {}),
     }

@@ -113,6 +113,8 @@ def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> N
             _put_norm(table, found, role)
     if attention.sinks is not None:
         table[attention.sinks] = RoleLayout(("attention.sinks",))
+    if attention.gate is not None and attention.gate.head_bias is not None:
+        table[attention.gate.head_bias] = RoleLayout(("attention.gate_bias",))
 
 
 def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dict[str, RoleLayout]:

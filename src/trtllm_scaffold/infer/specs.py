@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.keys import SYNONYMS
-from trtllm_scaffold.infer.kinds import Kind
+from trtllm_scaffold.infer.kinds import Kind, Pattern
 from trtllm_scaffold.infer.labels import is_one
-from trtllm_scaffold.infer.layer_numbers import layer_factor
+from trtllm_scaffold.infer.layer_numbers import COEFFICIENTS, layer_factor
 from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
 from trtllm_scaffold.infer.moe_specs import FeedForwardBuilder
 from trtllm_scaffold.infer.norm import NormFacts
@@ -86,21 +86,21 @@ class Builder:
         return replace(self, picks=kind.picks)
 
     def layer(
-        self, kind: Kind, rope: RopeSpec | None, scale_form: str, window: Quantity | None
+        self, kind: Kind, rope: RopeSpec | None, pattern: Pattern, window: Quantity | None
     ) -> LayerKind:
         """The spec of the layers of one kind.
 
         Args:
             kind: The kind.
             rope: Its rotation.
-            scale_form: See `Pattern`.
+            pattern: How numbers go with the layer.
             window: The window of the layers that have one, where a list holds each layer's.
         """
         own = self.of(kind)
         found = replace(self, picks=kind.window_picks)._window(window)
-        block = replace(self, picks=kind.block_picks)._block()
+        block = replace(self, picks=kind.block_picks)._block(pattern.coefficients)
         windowed = replace(self, picks=kind.window_picks).first.attention
-        attention = replace(own._attention(scale_form, found), chunked=windowed.chunked)
+        attention = replace(own._attention(pattern.scale_form, found), chunked=windowed.chunked)
         feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
         return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
 
@@ -205,7 +205,7 @@ class Builder:
         period = self.fit(
             "attention.query_factor.period", lambda o: read(o).period, hints=("floor_scale",)
         )
-        return QueryFactorSpec(scale, period)
+        return QueryFactorSpec(scale, period, self.first.attention.query_factor.form)
 
     def _qk_norm(self) -> QKNormSpec | None:
         facts = self.first.attention
@@ -219,7 +219,7 @@ class Builder:
 
         return QKNormSpec(self.norm("attention.qk_norm.eps", read), facts.scope, facts.when)
 
-    def _block(self) -> BlockSpec:
+    def _block(self, forms: Mapping[str, str]) -> BlockSpec:
         layer, block = self.first.layer, self.first.block
         places = {place: norm_name(layer, norm) for place, norm in block.norms.items()}
         named: dict[str, NormSpec] = {}
@@ -233,9 +233,8 @@ class Builder:
         spec = BlockSpec(
             parallel=block.parallel,
             norms=tuple(named.items()),
-            attention_coefficient=self._coefficient("attention_coefficient"),
-            mlp_coefficient=self._coefficient("mlp_coefficient"),
             residual_after_norm=block.residual_after_norm,
+            **{name: self._coefficient(name, forms) for name in COEFFICIENTS},  # type: ignore[arg-type]
             **places,  # type: ignore[arg-type]
         )
         self.witnesses.trace("norm.placement", layer.name, spec.placement)
@@ -250,11 +249,17 @@ class Builder:
         modules = layer.graph.model.get_submodule(layer.name).named_modules(prefix=layer.name)
         return [names[name] for name, _ in modules if name in names]
 
-    def _coefficient(self, which: str) -> Quantity | None:
+    def _coefficient(self, which: str, forms: Mapping[str, str]) -> Quantity | None:
+        fact = f"block.{which}"
+        if fact in forms:
+            first = tuple(getattr(o.layers[0].block, which) for o in self.observations)
+            found = Quantity(first[0], forms[fact])
+            self.witnesses.quantity(fact, self.observations[0].layers[0].layer.name, first, found)
+            return found
         seen = [getattr(self.at(o).block, which) for o in self.observations]
         if all(is_one(value) for value in seen):
             return None
-        return self._layer_fit(f"block.{which}", lambda f: getattr(f.block, which))
+        return self._layer_fit(fact, lambda f: getattr(f.block, which))
 
     def _layer_fit(self, fact: str, read: Callable[[LayerFacts], int | float]) -> Quantity:
         hints = SYNONYMS.get(fact.rpartition(".")[2], ())

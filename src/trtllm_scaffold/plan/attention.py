@@ -72,7 +72,11 @@ def _query_factor(spec: ModelSpec) -> QueryFactorSpec | None:
     rotated = [kind.attention.query_factor for kind in spec.layer_kinds if kind.rope]
     if len(found) > 1 or any(rotated):
         raise Refused("attention.query_factor", "not all layers without positions, or others too")
-    return next(iter(found), None)
+    factor, attention = next(iter(found), None), spec.layer.attention
+    after = attention.qk_norm is not None and attention.qk_norm.when == "after_rope"
+    if factor and (attention.qkv_clip or (after and not _norms_rotated_only(spec))):
+        raise Refused("attention.query_factor", "beside a clip, or a norm that stands behind it")
+    return factor
 
 
 def _q_scaling(attention: AttentionSpec, exact_ramp: bool) -> str:
@@ -103,6 +107,8 @@ def has_native_qk_norm(spec: ModelSpec) -> bool:
     attention = spec.layer.attention
     norm = attention.qk_norm
     if norm is None or attention.qkv_clip or is_reference(spec) or attention.sinks:
+        return False
+    if _query_factor(spec):  # it stands behind the norm
         return False
     weighted = norm.norm.kind == "rmsnorm" and norm.norm.weight
     plain = weighted and norm.scope == "head" and norm.when == "before_rope"
@@ -152,6 +158,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_chunked": _chunked(spec),
         "query_factor_scale": code(factor.scale) if factor else "",
         "query_factor_period": code(factor.period) if factor else "",
+        "query_factor_form": factor.form if factor else "",
         "qk_norm_rotated_only": _norms_rotated_only(spec),
         "attention_fuse_qk_norm": _fuses_qk_norm(spec),
         "attention_reference": is_reference(spec),
@@ -162,6 +169,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_gate": gate.width if gate else "",
         "attention_gate_activation": _GATES[gate.activation] if gate else "",
         "attention_gate_bias": gate.bias if gate else False,
+        "attention_gate_head_bias": gate.head_bias if gate else False,
         "output_norm": attention.output_norm is not None,
         "qk_norm": norm.scope if norm else "",
         "qk_norm_when": norm.when if norm and not native else "",

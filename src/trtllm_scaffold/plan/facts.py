@@ -34,12 +34,13 @@ def _head_dim(head_dim: float) -> str:
 def _attention_facts(attention: AttentionSpec) -> list[Fact]:
     if attention.mla is not None:
         return _latent_facts(attention, attention.mla)
-    qk_norm, gate = "none", "none"
+    qk_norm, gate, factor = "none", "none", attention.query_factor
     if attention.qk_norm:
         kind = attention.qk_norm.norm.label
         qk_norm = f"{kind}, {attention.qk_norm.scope}, {attention.qk_norm.when}"
     if attention.output_gate:
         gate = f"{attention.output_gate.activation}, {attention.output_gate.width}"
+        gate += ", bias per head" if attention.output_gate.head_bias else ""
     biases = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
     return [
         ("attention.kind", attention.kind),
@@ -50,7 +51,7 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.softcap", _set(attention.softcap)),
         ("attention.sinks", _set(attention.sinks)),
         ("attention.chunk", "set" if attention.chunked else "none"),
-        ("attention.query_factor", _set(attention.query_factor)),
+        ("attention.query_factor", factor.form if factor else "none"),
         ("attention.qkv_clip", _set(attention.qkv_clip)),
         ("attention.output_gate", gate),
         ("attention.output_norm", _norm(attention.output_norm)),
@@ -105,6 +106,7 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
             "block.coefficient",
             _set(layer.block.attention_coefficient or layer.block.mlp_coefficient),
         ),
+        ("block.residual", _set(layer.block.attention_residual or layer.block.mlp_residual)),
         *_mlp_facts(layer),
     ]
     if layer.rope:

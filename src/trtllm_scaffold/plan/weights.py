@@ -53,8 +53,8 @@ def parameter_name(role: str) -> str:
     """
     if role == "head.bias":
         return "lm_head_bias"
-    if role == "attention.sinks":
-        return f"{_LAYER}.self_attn.sinks"
+    if role in ("attention.sinks", "attention.gate_bias"):
+        return f"{_LAYER}.self_attn.{role.partition('.')[2]}"
     stem, _, kind = role.rpartition(".")
     if stem in _MODEL_ROLES:
         return f"{_MODEL_ROLES[stem]}.{kind}"

@@ -35,22 +35,28 @@ class GateSpec:
         activation: ``sigmoid`` or ``softplus``, of a linear function of the attention's input.
         width: ``full`` gives each element its own factor, ``head`` one to each head.
         bias: Whether the linear function has a bias.
+        head_bias: Whether one stored number for each head is added to all its columns.
     """
 
     activation: Literal["sigmoid", "softplus"]
     width: Literal["full", "head"]
     bias: bool = False
+    head_bias: bool = False
 
 
 @dataclass(frozen=True)
 class QueryFactorSpec:
-    """A factor on queries that grows with the position, in steps.
+    """A factor on queries that grows with the position.
 
-    It is ``1 + scale * log(1 + floor((position + 1) / period))``.
+    Attributes:
+        scale, period: Its numbers.
+        form: ``steps`` for ``1 + scale * log(1 + floor((position + 1) / period))``, ``power``
+            for ``(1 + (position + 1) / period) ** scale``.
     """
 
     scale: Quantity
     period: Quantity
+    form: Literal["steps", "power"] = "steps"
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,12 @@ _COMMON: dict[tuple[str, str], Capability] = {
         "the stock backend cuts the sequence into chunks in prefill alone"
     ),
     ("attention.query_factor", "none"): _NATIVE,
-    ("attention.query_factor", "set"): _expressed(
-        "queries of layers without positions are scaled in the port's attention"
-    ),
+    **{
+        ("attention.query_factor", form): _expressed(
+            "queries of layers without positions are scaled in the port's attention"
+        )
+        for form in ("steps", "power")
+    },
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,
@@ -113,7 +116,7 @@ _COMMON: dict[tuple[str, str], Capability] = {
             "the gate on the attention's output is a projection of the port"
         )
         for activation in ("sigmoid", "softplus")
-        for width in ("full", "head")
+        for width in ("full", "full, bias per head", "head")
     },
     ("attention.output_norm", "none"): _NATIVE,
     ("attention.output_norm", "rmsnorm"): _expressed(
@@ -152,6 +155,8 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("block.placement", "sandwich"): _expressed("norms on branch outputs are written out"),
     ("block.coefficient", "none"): _NATIVE,
     ("block.coefficient", "set"): _expressed("branches are scaled in the layer"),
+    ("block.residual", "none"): _NATIVE,
+    ("block.residual", "set"): _expressed("the residual stream is scaled in the layer"),
     ("mlp.kind", "gated silu"): _NATIVE,
     ("mlp.kind", "gated gelu"): _expressed("the gated activation is a function of the port"),
     ("mlp.kind", "gated gelu_tanh"): _expressed("the gated activation is a function of the port"),

@@ -159,6 +159,8 @@ def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tupl
     rows = heads if width == "head" else heads * sizes["head_dim"]
     name, shape = f"{_LAYER}.self_attn.gate_proj", (rows, sizes["hidden_size"])
     yield from linear(name, shape, bias=answers.get("attention_gate_bias"), split=0, heads=heads)
+    if answers.get("attention_gate_head_bias"):
+        yield f"{_LAYER}.self_attn.gate_bias", Parameter((heads,))
 
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
