@@ -11,7 +11,7 @@ from odd_parts import CLASSES, raw
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer import infer
 from trtllm_scaffold.sources import Sources
-from trtllm_scaffold.spec import ModelSpec
+from trtllm_scaffold.spec import GateSpec, ModelSpec
 
 torch.set_num_threads(1)
 
@@ -77,6 +77,42 @@ def test_gates(part: str, expected: tuple[str, str, bool]) -> None:
     assert gate is not None and spec.layer.attention.sinks
     assert (gate.activation, gate.width, gate.bias) == expected
     assert roles_of(spec)["tower.{i}.lm_head.router.weight"] == ("attention.gate.weight",)
+
+
+def test_a_gate_with_a_number_for_each_head() -> None:
+    spec = spec_of("gate and head bias")
+    gate = spec.layer.attention.output_gate
+    assert gate == GateSpec("sigmoid", "full", bias=False, head_bias=True)
+    tensors = {tensor.name: tensor for tensor in spec.checkpoint.tensors}
+    bias = tensors["tower.{i}.lm_head.scale"]
+    assert (bias.roles, bias.shape) == (("attention.gate_bias",), (8,))
+
+
+def test_queries_that_grow_by_a_power_are_read_where_it_shows() -> None:
+    factor = spec_of("growing").layer.attention.query_factor
+    assert factor is not None and factor.form == "power"
+    assert (factor.period.expr, factor.period.value) == ("config.patience", 700)
+    assert (factor.scale.expr, factor.scale.value) == ("config.appetite", 0.3)
+    with pytest.raises(Refused, match="grows with the position in an unknown way"):
+        spec_of("growing late")
+
+
+def test_sums_that_settle_with_depth() -> None:
+    block = spec_of("settling").layer.block
+    found = (
+        block.attention_residual,
+        block.attention_coefficient,
+        block.mlp_residual,
+        block.mlp_coefficient,
+    )
+    assert [part.expr for part in found if part] == [
+        "(1 - 1 / (3 * layer_idx + 4)) ** 0.5",
+        "1 / (3 * layer_idx + 4) ** 0.5",
+        "(1 - 1 / (3 * layer_idx + 5)) ** 0.5",
+        "1 / (3 * layer_idx + 5) ** 0.5",
+    ]
+    with pytest.raises(Refused, match="block: layers differ in block.mlp_"):
+        spec_of("settling unevenly")
 
 
 def test_a_gate_that_looks_at_the_output_itself_is_refused() -> None:

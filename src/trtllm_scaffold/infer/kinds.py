@@ -139,9 +139,9 @@ def layer_pattern(
         "scale_form": scale_form(traced),
         "theta_list": theta_list(traced, real_config),
         "window_list": window_list(traced, real_config),
-        "coefficients": coefficient_forms(traced),
     }
-    seen = [_signatures(o, forms) for o in traced]
+    coefficients = coefficient_forms(traced)
+    seen = [_signatures(o, forms, coefficients) for o in traced]
     configs = [*(o.config for o in traced), real_config]
     depths = [*(len(o.layers) for o in traced), int(depth.value)]
     keys: dict[str, Key] = {}
@@ -171,7 +171,7 @@ def layer_pattern(
         for number, signature in enumerate(distinct)
     )
     named = tuple((fact, key.name) for fact, key in keys.items() if key.name)
-    return Pattern(kinds, layers, named, **forms)
+    return Pattern(kinds, layers, named, **forms, coefficients=coefficients)
 
 
 def listed_window(
@@ -189,7 +189,9 @@ def listed_window(
     return Quantity(max(entries), f"config.{pattern.window_list}[layer_idx]") if entries else None
 
 
-def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Signature]:
+def _signatures(
+    observation: Observation, forms: Mapping[str, Any], coefficients: Mapping[str, str]
+) -> list[_Signature]:
     """What may vary of each layer, numbers that go with the layer left out."""
     found = []
     for layer in observation.layers:
@@ -200,7 +202,7 @@ def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Sig
             facts["attention.window"] = "by a list"
         if forms["scale_form"]:
             facts["attention.scale"] = None
-        facts.update(dict.fromkeys(forms["coefficients"], "by layer"))
+        facts.update(dict.fromkeys(coefficients, "by layer"))
         if forms["theta_list"] and rope is not None:
             facts["position.rope"] = rope.dim
         found.append(tuple((fact, facts[fact]) for fact in MAY_VARY))

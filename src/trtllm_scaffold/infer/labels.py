@@ -152,7 +152,9 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
         "attention.chunked": attention.chunked,
-        "attention.query_factor": attention.query_factor and attention.query_factor.form,
+        "attention.query_factor": None
+        if attention.query_factor is None
+        else attention.query_factor.form,
         "attention.clips_normed": attention.query.clips_normed,
         "attention.output_gate": _gate_label(attention.gate),
         "attention.output_norm": _norm_label(attention.output_norm),

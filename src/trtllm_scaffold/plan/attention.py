@@ -73,6 +73,8 @@ def _query_factor(spec: ModelSpec) -> QueryFactorSpec | None:
     if len(found) > 1 or any(rotated):
         raise Refused("attention.query_factor", "not all layers without positions, or others too")
     factor, attention = next(iter(found), None), spec.layer.attention
+    if factor and not rotated:
+        raise Refused("attention.query_factor", "no layer has positions besides")
     after = attention.qk_norm is not None and attention.qk_norm.when == "after_rope"
     if factor and (attention.qkv_clip or (after and not _norms_rotated_only(spec))):
         raise Refused("attention.query_factor", "beside a clip, or a norm that stands behind it")
