@@ -27,6 +27,8 @@ class PartsConfig(PretrainedConfig):
         ceiling=9.0,
         patience=700,
         appetite=0.3,
+        brim=6.5,
+        tilt=1.4,
         parts=(),
         **kwargs,
     ):
@@ -36,6 +38,7 @@ class PartsConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.fuzz, self.inner_fuzz, self.ceiling = fuzz, inner_fuzz, ceiling
         self.patience, self.appetite = patience, appetite
+        self.brim, self.tilt = brim, tilt
         self.parts = list(parts)
         super().__init__(**kwargs)
 
@@ -143,7 +146,10 @@ class Floor(nn.Module):
         super().__init__()
         size, self.parts = config.hidden_size, config.parts
         self.place = place
-        self.lm_head, self.attention = Mill(config), nn.Linear(size, config.intermediate_size)
+        bounded = {"bounded", "bounded far"} & set(self.parts)
+        inner = config.intermediate_size * (2 if bounded else 1)
+        self.lm_head, self.attention = Mill(config), nn.Linear(size, inner)
+        self.brim, self.tilt = config.brim, config.tilt
         self.query = nn.Linear(config.intermediate_size, size)
         self.act = Bend() if "xielu" in self.parts else nn.GELU()
         self.alpha, self.beta = Scaler(size, config.fuzz), Scaler(size, config.fuzz)
@@ -157,10 +163,22 @@ class Floor(nn.Module):
         y = self.alpha(x)
         h = (y if "normed residual" in self.parts else x) + self.lm_head(y)
         y = self.beta(h)
-        inner = self.act(self.attention(y))
+        inner = self._inner(self.attention(y))
         if "down norm" in self.parts:
             inner = self.gamma(inner)
         return (y if "normed residual" in self.parts else h) + self.query(inner)
+
+    def _inner(self, x):
+        if "bounded far" in self.parts:
+            up, gate = x.clamp(max=900.0).chunk(2, -1)
+            return functional.silu(gate) * up.clamp(min=-900.0)
+        if "bounded" in self.parts:
+            up, gate = x.chunk(2, -1)
+            gate = torch.minimum(gate, torch.tensor(self.brim))
+            return (
+                gate / (1 + torch.exp(-self.tilt * gate)) * (up.clip(-self.brim, self.brim) + 0.5)
+            )
+        return self.act(x)
 
     def _settle(self, x):
         count = 3 * self.place + 4

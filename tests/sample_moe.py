@@ -133,13 +133,14 @@ def dense_first(spec: ModelSpec) -> ModelSpec:
     )
 
 
-GPT_OSS = MoeSpec(
-    router("topk_softmax", logit_bias=True),
+GPT_OSS = MoeSpec(router("topk_softmax", logit_bias=True))
+SLOPED = dataclasses.replace(
+    EXPERT,
     clamp=key("swiglu_limit", 7.0),
     swish_beta=Quantity(1.702, "1.702"),
     up_offset=1.0,
 )
-BIASED = dataclasses.replace(EXPERT, gate_bias=True, up_bias=True, down_bias=True)
+BIASED = dataclasses.replace(SLOPED, gate_bias=True, up_bias=True, down_bias=True)
 GROUPS = {"num_groups": key("n_group", 4), "top_groups": key("topk_group", 2)}
 GLM = router(
     "sigmoid",

@@ -130,6 +130,23 @@ def test_xielu_with_constants_in_code() -> None:
     assert spec.checkpoint.dropped == ()
 
 
+def test_a_gated_feed_forward_with_bounds_a_slope_and_an_offset() -> None:
+    spec = spec_of("bounded")
+    mlp = spec.layer.mlp
+    assert mlp.clamp is not None and mlp.swish_beta is not None
+    assert (mlp.label, mlp.up_offset) == ("gated silu, with a slope and an offset", 0.5)
+    assert (mlp.clamp.expr, mlp.clamp.value) == ("config.brim", 6.5)
+    assert (mlp.swish_beta.expr, mlp.swish_beta.value) == ("config.tilt", 1.4)
+    tensors = {tensor.roles: tensor.layout for tensor in spec.checkpoint.tensors}
+    assert tensors["mlp.up.weight", "mlp.gate.weight"] == "rows"
+
+
+def test_bounds_that_only_large_numbers_reach_are_seen() -> None:
+    mlp = spec_of("bounded far").layer.mlp
+    assert mlp.label == "gated silu, clamped"
+    assert mlp.clamp is not None and (mlp.clamp.expr, mlp.clamp.value) == ("900.0", 900.0)
+
+
 def test_norms_that_each_head_has_for_itself() -> None:
     spec = spec_of("norm per head")
     norm = spec.layer.attention.qk_norm

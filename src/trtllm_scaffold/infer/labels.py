@@ -122,7 +122,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "position.rope": _rope_numbers(attention),
     }
     if facts.moe is None:
-        feed: dict[str, Label] = {"mlp.intermediate_size": facts.mlp.intermediate_size}
+        feed = _mlp_numbers(facts.mlp, "mlp")
     else:
         feed = {
             **_mlp_structure(facts.mlp, "moe.expert"),
@@ -184,6 +184,18 @@ def _mlp_structure(mlp: MlpFacts, prefix: str) -> dict[str, Label]:
         f"{prefix}.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
         f"{prefix}.up_bias": mlp.up.bias is not None,
         f"{prefix}.down_bias": mlp.down.bias is not None,
+        f"{prefix}.clamp": _presence(mlp.clamp is not None),
+        f"{prefix}.swish_beta": _presence(mlp.swish_beta != 1.0),
+        f"{prefix}.up_offset": _presence(mlp.up_offset != 0.0),
+    }
+
+
+def _mlp_numbers(mlp: MlpFacts, prefix: str) -> dict[str, Label]:
+    return {
+        f"{prefix}.intermediate_size": mlp.intermediate_size,
+        f"{prefix}.bound": _short(mlp.clamp),
+        f"{prefix}.beta": _short(mlp.swish_beta),
+        f"{prefix}.offset": _short(mlp.up_offset),
     }
 
 
@@ -191,7 +203,7 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
     """How tokens go to experts, without numbers."""
     moe = facts.moe
     assert moe is not None
-    routing, gating = moe.routing, moe.parts.expert.gating
+    routing = moe.routing
     shared = {} if facts.shared is None else _mlp_structure(facts.shared, "moe.shared")
     return {
         "moe.scores": routing.scores,
@@ -204,9 +216,6 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
         "moe.scaling": _presence(not is_one(routing.scaling)),
         "moe.softcap": _presence(routing.softcap is not None),
         "moe.weight_on": moe.weight_on,
-        "moe.clamp": _presence(gating.clamp is not None),
-        "moe.swish_beta": _presence(gating.beta != 1.0),
-        "moe.up_offset": _presence(gating.offset != 0.0),
         "moe.shared": None if facts.shared is None else moe.join,
         **shared,
     }
@@ -215,7 +224,10 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
 def _moe_numbers(facts: LayerFacts) -> dict[str, Label]:
     moe = facts.moe
     assert moe is not None
-    routing, gating = moe.routing, moe.parts.expert.gating
+    routing = moe.routing
+    shared: dict[str, Label] = {"moe.shared.intermediate_size": None}
+    if facts.shared is not None:
+        shared = _mlp_numbers(facts.shared, "moe.shared")
     return {
         "moe.num_experts": moe.experts,
         "moe.top_k": routing.top_k,
@@ -223,14 +235,9 @@ def _moe_numbers(facts: LayerFacts) -> dict[str, Label]:
         "moe.scale": _short(routing.scaling),
         "moe.least_sum": _short(routing.floor),
         "moe.cap": _short(routing.softcap),
-        "moe.bound": _short(gating.clamp),
-        "moe.beta": _short(gating.beta),
-        "moe.offset": _short(gating.offset),
         "moe.added": _short(routing.epsilon),
-        "moe.expert.intermediate_size": facts.mlp.intermediate_size,
-        "moe.shared.intermediate_size": None
-        if facts.shared is None
-        else facts.shared.intermediate_size,
+        **_mlp_numbers(facts.mlp, "moe.expert"),
+        **shared,
     }
 
 

@@ -91,7 +91,7 @@ def _mlp_facts(layer: LayerKind) -> list[Fact]:
     if mlp.kind == "gated":
         biases["gate"] = mlp.gate_bias
     return [
-        ("mlp.kind", f"{mlp.kind} {mlp.activation}"),
+        ("mlp.kind", mlp.label),
         ("mlp.bias", bias_pattern(biases, "all")),
         ("mlp.down_norm", _norm(mlp.down_norm)),
     ]

@@ -74,10 +74,16 @@ def _mlp(spec: ModelSpec) -> dict[str, Any]:
         "intermediate_size": mlp.intermediate_size.value,
         "bias": mlp.up_bias,
     }
-    if chosen.moe:
-        dense = [index for index, kind in enumerate(spec.layer_pattern) if not experts[kind]]
-        found["moe"] = {"expert": mlp.kind, **_moe(chosen.moe), "dense_layers": dense}
-    return found
+    constants = {
+        "clamp": _value(mlp.clamp),
+        "swish_beta": _value(mlp.swish_beta),
+        "up_offset": mlp.up_offset,
+    }
+    if chosen.moe is None:
+        return {**found, **constants}
+    dense = [index for index, kind in enumerate(spec.layer_pattern) if not experts[kind]]
+    moe = {"expert": mlp.kind, **_moe(chosen.moe), **constants, "dense_layers": dense}
+    return {**found, "moe": moe}
 
 
 def _moe(moe: MoeSpec) -> dict[str, Any]:
@@ -103,9 +109,6 @@ def _moe(moe: MoeSpec) -> dict[str, Any]:
         "softcap": _value(router.softcap),
         "jitter": _value(router.jitter),
         "weight_on": moe.weight_on,
-        "clamp": _value(moe.clamp),
-        "swish_beta": _value(moe.swish_beta),
-        "up_offset": moe.up_offset,
         "shared": shared
         and {
             "join": shared.join,

@@ -158,10 +158,19 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("block.residual", "none"): _NATIVE,
     ("block.residual", "set"): _expressed("the residual stream is scaled in the layer"),
     ("mlp.kind", "gated silu"): _NATIVE,
-    ("mlp.kind", "gated gelu"): _expressed("the gated activation is a function of the port"),
-    ("mlp.kind", "gated gelu_tanh"): _expressed("the gated activation is a function of the port"),
-    ("mlp.kind", "gated relu"): _expressed("the gated activation is a function of the port"),
-    ("mlp.kind", "gated relu2"): _expressed("the gated activation is a function of the port"),
+    **{
+        ("mlp.kind", f"gated {activation}"): _expressed(
+            "the gated activation is a function of the port"
+        )
+        for activation in (
+            "gelu",
+            "gelu_tanh",
+            "relu",
+            "relu2",
+            "silu, clamped",
+            "silu, with a slope and an offset",
+        )
+    },
     ("mlp.kind", "plain xielu"): _expressed("the activation is a module of the port"),
     ("mlp.kind", "plain silu"): _NATIVE,
     ("mlp.kind", "plain gelu"): _NATIVE,
