@@ -11,8 +11,9 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, strip
 from trtllm_scaffold.infer.alibi import AlibiFacts, bias_kind, read_alibi
 from trtllm_scaffold.infer.graph import Value
+from trtllm_scaffold.infer.indexer import Choice, IndexerFacts, read_indexer
 from trtllm_scaffold.infer.layers import Layer
-from trtllm_scaffold.infer.mla import MlaFacts, read_latent
+from trtllm_scaffold.infer.mla import LatentAttention, MlaFacts, read_latent
 from trtllm_scaffold.infer.norm import NormCall, NormFacts
 from trtllm_scaffold.infer.output import GateFacts, read_output
 from trtllm_scaffold.infer.position import RopeFacts, read_rope
@@ -50,6 +51,8 @@ class AttentionFacts:
             plain part of the keys then, and `head_dim` counts both parts.
         chunked: Whether the window is a chunk.
         query_factor: The factor on queries that grows with the position, or None.
+        choice: The choice of the keys that are seen, by the tokens, or None.
+        indexer: How it comes about; None where an earlier layer has chosen.
     """
 
     heads: int
@@ -79,6 +82,8 @@ class AttentionFacts:
     output_norm: NormFacts | None
     gate: GateFacts | None
     mla: MlaFacts | None = None
+    choice: Choice | None = None
+    indexer: IndexerFacts | None = None
 
 
 def read_attention(layer: Layer) -> AttentionFacts:
@@ -91,6 +96,8 @@ def read_attention(layer: Layer) -> AttentionFacts:
     heads = _heads(layer)
     if len(sources(layer, scores.key)) > 1:
         return _read_latent(layer, scores, heads)
+    if scores.choice is not None:
+        raise _refused(layer, "keys are chosen by the tokens, and there are no latents")
     query = follow(layer, scores.query, heads, "query", transposed=False)
     key = follow(layer, scores.key, heads, "key", transposed=True)
     value = follow(layer, layer.context.args[-1], heads, "value", transposed=False)
@@ -147,7 +154,7 @@ def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
     found = read_latent(layer, scores.query, scores.key, heads)
     bias = bias_kind(layer, scores.biases)
     output = read_output(layer, heads, found.input)
-    window, chunked = read_window(layer)
+    window, chunked = read_window(layer, scores.choice)
     return AttentionFacts(
         heads=heads,
         kv_heads=heads,
@@ -176,7 +183,22 @@ def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
         output_norm=output.norm,
         gate=output.gate,
         mla=found.mla,
+        choice=scores.choice,
+        indexer=_indexer(layer, scores.choice, found),
     )
+
+
+def _indexer(
+    layer: Layer, choice: Choice | None, found: LatentAttention
+) -> IndexerFacts | None:
+    """How the layer itself chooses keys; None where it does not."""
+    if choice is None or choice.node not in layer.nodes:
+        return None
+    if found.mla.q_norm is None:
+        raise _refused(layer, "keys are chosen by the tokens, and queries have no latent")
+    latent = strip(found.query.linear.input)
+    amplitude = (found.scales[0] / found.scales[1]) ** 0.5
+    return read_indexer(layer, choice, found.rope, latent, found.input, amplitude)
 
 
 def _heads(layer: Layer) -> int:

@@ -44,6 +44,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "qk_rope_head_dim": ("qk_rope_head_dim",),
     "v_head_dim": ("v_head_dim",),
     "qk_head_dim": ("qk_head_dim",),
+    "index_head_dim": ("index_head_dim",),
+    "index_n_heads": ("index_n_heads",),
 }
 
 ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}

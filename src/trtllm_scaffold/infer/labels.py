@@ -111,6 +111,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.num_key_value_heads": attention.kv_heads,
         "attention.head_dim": attention.head_dim,
         "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
+        "attention.index_widths": _index_widths(attention),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
         "attention.qkv_clip": _short(attention.clip),
@@ -148,6 +149,7 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.o_bias": attention.output.bias is not None,
         "attention.qk_norm": qk_norm,
         "attention.latents": None if attention.mla is None else latent_label(attention.mla),
+        "attention.indexer": _indexer_label(attention),
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
@@ -247,6 +249,18 @@ def latent_label(mla: MlaFacts) -> str:
     biased = [name for name, linear in linears.items() if linear is not None and linear.bias]
     query = "" if mla.q_norm is None else f"of queries ({norm_label(mla.q_norm)}) and "
     return f"{query}of keys and values ({norm_label(mla.kv_norm)}), biases: {biased or 'none'}"
+
+
+def _indexer_label(attention: AttentionFacts) -> str | None:
+    """How keys are chosen by the tokens, if they are."""
+    if attention.indexer is None:
+        return None if attention.choice is None else "another layer's choice"
+    return f"{attention.indexer.style}, {norm_label(attention.indexer.norm.facts)}"
+
+
+def _index_widths(attention: AttentionFacts) -> str | None:
+    indexer = attention.indexer
+    return indexer and f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
 
 
 def latent_widths(mla: MlaFacts) -> str:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.indexer import IndexerFacts
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.rope import yarn_magnitude
 from trtllm_scaffold.infer.rotation import entries, explaining, score_scale
-from trtllm_scaffold.spec import MlaSpec, Quantity
+from trtllm_scaffold.spec import IndexerSpec, MlaSpec, Quantity
 
 if TYPE_CHECKING:
     from trtllm_scaffold.infer.specs import Builder
@@ -61,6 +62,35 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         kv_norm=builder.norm("attention.kv_norm.eps", lambda o: read(o).kv_norm),
         biases=_biases(first),
         magnitude=_magnitude(builder),
+        indexer=None if first.choice is None else _indexer(builder),
+    )
+
+
+def _indexer(builder: Builder) -> IndexerSpec:
+    """The spec of the choice of keys.
+
+    Raises:
+        Refused: No key explains a number, or an earlier layer has chosen.
+    """
+
+    def read(observation: Observation) -> IndexerFacts:
+        found = builder.at(observation).attention.indexer
+        if found is None:
+            raise Refused(
+                "attention.indexer",
+                "a layer sees the keys that another layer has chosen",
+                where=builder.first.layer.name,
+            )
+        return found
+
+    fit, style = builder.fit, read(builder.observations[0]).style
+    hints = SYNONYMS["index_n_heads"], SYNONYMS["index_head_dim"]
+    return IndexerSpec(
+        num_heads=fit("attention.index_n_heads", lambda o: read(o).heads, hints=hints[0]),
+        head_dim=fit("attention.index_head_dim", lambda o: read(o).width, hints=hints[1]),
+        top_k=fit("attention.index_topk", lambda o: read(o).top_k, hints=("index_topk",)),
+        key_norm=builder.norm("attention.index_k_norm.eps", lambda o: read(o).norm.facts),
+        style=style,
     )
 
 

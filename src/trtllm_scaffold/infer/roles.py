@@ -92,6 +92,10 @@ def _attention_parts(attention: AttentionFacts) -> dict[Linear, list[_Part]]:
         held = parts.setdefault(mla.kv_a, [])
         held.append(("attention.kv_a", mla.latent_columns[None]))
         held.append(("attention.k_rope", mla.rope_columns[None]))
+    if attention.indexer is not None:
+        _add(parts, "attention.index_q", attention.indexer.query)
+        _add(parts, "attention.index_k", attention.indexer.key)
+        _add(parts, "attention.index_weights", attention.indexer.weights)
     _add(parts, "attention.o", attention.output)
     if attention.gate is not None:
         parts.setdefault(attention.gate.linear, []).append(
@@ -106,6 +110,8 @@ def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> N
     if attention.mla is not None:
         norms["attention.kv_a_norm"] = attention.mla.kv_norm
         norms["attention.q_a_norm"] = attention.mla.q_norm
+    if attention.indexer is not None:
+        norms["attention.index_k_norm"] = attention.indexer.norm.facts
     for which, facts in zip("qk", attention.norms or (), strict=False):
         norms[f"attention.{which}_norm"] = facts
     for role, found in norms.items():

@@ -9,6 +9,7 @@ import torch
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import scaled, strip
 from trtllm_scaffold.infer.graph import Node, Value
+from trtllm_scaffold.infer.indexer import Choice, check_visible, find_choice
 from trtllm_scaffold.infer.layers import Layer
 
 #: A value that is added to the scores, and the factor on it.
@@ -27,6 +28,7 @@ class Scores:
         softcap: c of ``c * tanh(scores / c)``.
         sinks: The parameter whose entries join the softmax as one more column.
         biases: Values added that are no masks, with their factors.
+        choice: The mask that leaves the keys chosen by the tokens, if there is one.
     """
 
     query: Value
@@ -35,6 +37,7 @@ class Scores:
     softcap: float | None = None
     sinks: Value | None = None
     biases: list[Bias] = field(default_factory=list)
+    choice: Choice | None = None
 
 
 def read_scores(layer: Layer) -> Scores:
@@ -49,7 +52,7 @@ def read_scores(layer: Layer) -> Scores:
     assert product is not None and product.node is not None
     query, key = product.node.args[-2], product.node.args[-1]
     factor = walk.factor if walk.softcap is None else walk.factor * walk.softcap
-    return Scores(query, key, factor, walk.softcap, walk.sinks, walk.biases)
+    return Scores(query, key, factor, walk.softcap, walk.sinks, walk.biases, walk.choice)
 
 
 class _Walk:
@@ -61,6 +64,7 @@ class _Walk:
         self.sinks: Value | None = None
         self.biases: list[Bias] = []
         self.product: Value | None = None
+        self.choice: Choice | None = None
 
     def step(self, value: Value | None) -> None:
         while value is not None:
@@ -99,6 +103,8 @@ class _Walk:
     def _main(self, value: Value, operands: list[Value], joined: bool = False) -> Value:
         """The operand that holds the product; the others are masks, biases or sinks."""
         main = [v for v in operands if self._holds_product(v) and v.shape[-1] != 1]
+        if len(main) > 1 and value.node is not None and value.node.name == "add":
+            main = [v for v in main if find_choice(self.layer, v) is None]
         if len(main) != 1:
             raise self._unknown("a sum of products, of which one may choose keys by the tokens")
         assert value.node is not None
@@ -147,6 +153,12 @@ class _Walk:
         self.sinks = found[0]
 
     def _extra(self, value: Value, weight: float) -> None:
+        choice = find_choice(self.layer, value)
+        if choice is not None:
+            if self.choice is not None or self.softcap is not None or weight <= 0:
+                raise self._unknown("several choices of keys, or one inside the softcap")
+            self.choice = choice
+            return
         if self._of_layer(value):
             raise Refused(
                 "attention",
@@ -169,14 +181,18 @@ class _Walk:
         )
 
 
-def read_window(layer: Layer) -> tuple[int | None, bool]:
+def read_window(layer: Layer, choice: Choice | None = None) -> tuple[int | None, bool]:
     """The most keys that a token sees, itself included, and whether they are those of a chunk.
 
-    None stands for all. A token of a chunk sees the keys since the chunk's first.
+    None stands for all, or for those of a choice. A token of a chunk sees the keys since the
+    chunk's first.
 
     Raises:
         Refused: The mask is neither causal nor a causal window or chunk.
     """
+    if choice is not None:
+        check_visible(layer, choice)
+        return None, False
     weights = layer.softmax.outputs[0].data
     size = weights.shape[-2]
     seen = weights[..., :size] > 0

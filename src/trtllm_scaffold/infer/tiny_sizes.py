@@ -61,6 +61,7 @@ class Base:
     window: int
     embedding: int
     latents: tuple[int, int, int, int, int]
+    indexer: tuple[int, int]
 
 
 #: Roles of the widths of latent attention, in the order of `Base.latents`.
@@ -71,18 +72,25 @@ LATENT_ROLES = (
     "qk_rope_head_dim",
     "v_head_dim",
 )
+#: Roles of an indexer's sizes, in the order of `Base.indexer`.
+INDEXER_ROLES = ("index_head_dim", "index_n_heads")
 
-#: Odd sizes differ between the variants in every entry. `published` sizes divide by 8 where
+#: An indexer has many heads: where all of them rectify a key's score away, it is 0, and equal
+#: scores leave open which key is chosen. Odd sizes differ between the variants in every entry. `published` sizes divide by 8 where
 #: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know.
 BASES: dict[tuple[str, int], Base] = {
     ("published", 0): Base(
-        (32, 40, 64, 48), 4, 4, 2, 176, 131, 3, 96, 32, 5, 112, (48, 40, 24, 16, 20)
+        (32, 40, 64, 48), 4, 4, 2, 176, 131, 3, 96, 32, 5, 112, (48, 40, 24, 16, 20), (36, 14)
     ),
     ("published", 1): Base(
-        (64, 80, 96), 4, 4, 2, 208, 139, 4, 112, 28, 6, 144, (56, 32, 16, 24, 28)
+        (64, 80, 96), 4, 4, 2, 208, 139, 4, 112, 28, 6, 144, (56, 32, 16, 24, 28), (44, 15)
     ),
-    ("odd", 0): Base((48, 80, 112, 144), 4, 6, 2, 156, 137, 3, 72, 24, 5, 84, (68, 36, 20, 12, 28)),
-    ("odd", 1): Base((40, 44, 52, 56), 8, 7, 3, 228, 157, 4, 104, 28, 7, 124, (92, 60, 32, 16, 36)),
+    ("odd", 0): Base(
+        (48, 80, 112, 144), 4, 6, 2, 156, 137, 3, 72, 24, 5, 84, (68, 36, 20, 12, 28), (22, 11)
+    ),
+    ("odd", 1): Base(
+        (40, 44, 52, 56), 8, 7, 3, 228, 157, 4, 104, 28, 7, 124, (92, 60, 32, 16, 36), (34, 13)
+    ),
 }
 
 
@@ -140,6 +148,7 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
         "sliding_window": base.window,
         "rotary_dim": _rotary_dim(real, head_dim),
         **dict(zip(LATENT_ROLES, base.latents, strict=True)),
+        **dict(zip(INDEXER_ROLES, base.indexer, strict=True)),
     }
     tiny["qk_head_dim"] = tiny["qk_nope_head_dim"] + tiny["qk_rope_head_dim"]
     if real.sizes.get("qk_rope_head_dim") == real.head_dim:  # what some call the rotated part

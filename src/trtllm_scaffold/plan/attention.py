@@ -133,6 +133,9 @@ def _fuses_qk_norm(spec: ModelSpec) -> bool:
 
 
 def _base(attention: AttentionSpec, native_norm: bool) -> str:
+    """The library's class that the port's attention extends; empty for one of its own."""
+    if attention.mla is not None and attention.mla.indexer is not None:
+        return ""
     if attention.mla is not None:
         return "MLA"
     return "QKNormRoPEAttention" if native_norm else "Attention"

@@ -63,9 +63,12 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
     widths = f"{nope} + {rope}, values {mla.v_head_dim.value}, latent {mla.kv_lora_rank.value}"
     norms = [norm.label for norm in (mla.q_norm, mla.kv_norm) if norm]
     gate = attention.output_gate
+    known = widths if widths == KERNEL_LATENT_WIDTHS else "others"
+    chosen = mla.indexer
     return [
         ("attention.kind", attention.kind),
-        ("attention.latent_widths", widths if widths == KERNEL_LATENT_WIDTHS else "others"),
+        ("attention.latent_widths", known if chosen is None else "any, by the port's own attention"),
+        ("attention.indexer", "none" if chosen is None else f"{chosen.style}, {chosen.key_norm.label}"),
         *(("attention.latent_norm", norm) for norm in norms),
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
@@ -76,7 +79,10 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
     ]
 
 
-def _latent_rope_facts(rope: RopeSpec) -> list[Fact]:
+def _latent_rope_facts(rope: RopeSpec, mla: MlaSpec) -> list[Fact]:
+    if mla.indexer is not None:  # the port rotates by itself, whatever the style
+        exact = has_exact_ramp(rope)
+        return [("attention.latent_scaling", _scaling(rope))] if exact else []
     return [
         ("attention.latent_style", "inverse" if rope.inverse else rope.style),
         ("attention.latent_scaling", _scaling(rope)),
@@ -112,7 +118,7 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
     if layer.rope:
         facts += _rope_facts(layer.rope)
     if layer.rope and layer.attention.mla:
-        facts += _latent_rope_facts(layer.rope)
+        facts += _latent_rope_facts(layer.rope, layer.attention.mla)
     return facts
 
 

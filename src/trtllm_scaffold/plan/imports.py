@@ -47,6 +47,7 @@ PATHS: dict[str, tuple[str, str]] = {
     ),
     "RMSNorm": (f"{_T}.modules.rms_norm", f"{_T}.modules.rms_norm"),
     "RopeParams": (f"{_T}.attention.backends.interface", f"{_T}.attention_backend.interface"),
+    "RotaryEmbedding": (f"{_T}.attention.rotary_embedding", f"{_T}.modules.rotary_embedding"),
     "RotaryScalingType": ("tensorrt_llm.functional", "tensorrt_llm.functional"),
     "TensorParallelMode": (f"{_T}.modules.linear", f"{_T}.modules.linear"),
     "register_auto_model": (f"{_T}.models.modeling_utils", f"{_T}.models.modeling_utils"),

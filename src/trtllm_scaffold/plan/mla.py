@@ -81,7 +81,7 @@ def plan_mla(spec: ModelSpec) -> Answers:
     return {
         "latent_q_eps": _own_eps(spec, mla.q_norm.eps if mla.q_norm else None),
         "latent_kv_eps": _own_eps(spec, mla.kv_norm.eps),
-        "latent_pairs": rope.style == "neox",
+        "latent_pairs": rope.style == "neox" and mla.indexer is None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.indexer import indexer_norms
 from trtllm_scaffold.spec import ModelSpec, NormSpec
 
 _CLASSES = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm"}
@@ -20,7 +21,8 @@ def named_norms(spec: ModelSpec) -> dict[str, NormSpec]:
         "norm": head.final_norm,
         "head_norm": head.dense and head.dense.norm,
     }
-    return {**found, **{name: norm for name, norm in optional.items() if norm}}
+    present = {name: norm for name, norm in optional.items() if norm}
+    return {**found, **present, **indexer_norms(spec)}
 
 
 def _options(norm: NormSpec) -> str:

@@ -11,6 +11,7 @@ from trtllm_scaffold.plan.block import plan_block
 from trtllm_scaffold.plan.embedding import plan_embedding
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
+from trtllm_scaffold.plan.indexer import SYMBOLS, plan_indexer
 from trtllm_scaffold.plan.mla import plan_mla
 from trtllm_scaffold.plan.mlp import plan_mlp
 from trtllm_scaffold.plan.moe import plan_moe
@@ -51,11 +52,12 @@ class PortPlan:
 
 def _modeling_symbols(answers: Answers) -> set[str]:
     """TensorRT-LLM names that the rendered modeling file uses."""
-    symbols = {*_ALWAYS, str(answers["attention_base"]), *_library_norms(answers)}
+    symbols = {*_ALWAYS, *_library_norms(answers)}
+    symbols |= set(SYMBOLS) if answers["indexer"] else {str(answers["attention_base"])}
     if answers["mlp_kind"]:
         symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
     symbols |= moe_symbols(answers)
-    if answers["position_kind"] == "rope":
+    if answers["position_kind"] == "rope" and not answers["indexer"]:
         symbols |= {"PositionalEmbeddingParams", "PositionEmbeddingType"}
     if answers["qk_norm"] == "full" or answers["output_norm"] or answers["mlp_down_norm"]:
         symbols |= {"AllReduce", "AllReduceStrategy", "Mapping"}
@@ -121,7 +123,8 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "support_reasons": list(support.because),
         "proven": spec.proven,
     }
-    axes = (plan_sizes, plan_attention, plan_mla, plan_position, plan_norm, plan_block, plan_mlp)
+    attention = (plan_attention, plan_mla, plan_indexer)
+    axes = (plan_sizes, *attention, plan_position, plan_norm, plan_block, plan_mlp)
     for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
+from trtllm_scaffold.plan.indexer import indexer_of, indexer_sizes
 from trtllm_scaffold.plan.mla import latent_sizes, model_eps
 from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
@@ -24,6 +25,7 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
         **latent_sizes(attention.mla),
+        **indexer_sizes(spec),
     }
     dense = dense_kind(spec)
     if dense is not None:
@@ -40,7 +42,9 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
     if spec.layer.attention.mla is not None:
         del assigned["head_dim"]  # its parts have names; HF calls the rotated one so
-        if (eps := model_eps(spec)).expr != "config.rms_norm_eps":
+        if indexer_of(spec) is not None:
+            assigned.pop("kv_lora_rank", None)  # the width of a row in the cache is made of it
+        elif (eps := model_eps(spec)).expr != "config.rms_norm_eps":
             assigned["rms_norm_eps"] = code(eps)
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     norm = spec.layer.attention.qk_norm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.indexer import own_target
 from trtllm_scaffold.plan.mla import MODULES, latent_transform, target_roles
 from trtllm_scaffold.plan.moe_weights import is_moe, moe_parameter, moe_transform
 from trtllm_scaffold.plan.norm import named_norms
@@ -90,8 +91,10 @@ def _target_roles(tensor: TensorSpec) -> tuple[str, ...]:
     return tensor.roles
 
 
-def _targets(tensor: TensorSpec) -> list[str]:
+def _targets(spec: ModelSpec, tensor: TensorSpec) -> list[str]:
     """The parameters that a tensor fills; a head's own share of one has the head's number."""
+    if (own := own_target(spec, tensor)) is not None:
+        return [own]
     names = [parameter_name(role) for role in _target_roles(tensor)]
     if not tensor.per_head:
         return names
@@ -111,6 +114,8 @@ def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
     """The function of the port's weights file that takes `tensor` apart; empty for none."""
     if is_moe(tensor):
         return moe_transform(tensor)
+    if own_target(spec, tensor) is not None:
+        return ""
     latent = latent_transform(spec, tensor)
     if latent is not None:
         return latent
@@ -182,7 +187,7 @@ def plan_weights(spec: ModelSpec) -> Answers:
     parts = list(_parts(fused)) if fused else []
     return {
         "weight_names": [tensor.name for tensor in tensors],
-        "weight_targets": [" ".join(_targets(t)) for t in tensors],
+        "weight_targets": [" ".join(_targets(spec, t)) for t in tensors],
         "weight_transforms": [_transform(spec, tensor) for tensor in tensors],
         "partial_names": [tensor.name for tensor in tensors if _is_partial(spec, tensor)],
         "moe_experts_apart": any("{e}" in tensor.name for tensor in tensors),

@@ -6,7 +6,7 @@ from trtllm_scaffold.spec.checkpoint import CheckpointSpec, Layout, TensorSpec
 from trtllm_scaffold.spec.embedding import EmbeddingSpec
 from trtllm_scaffold.spec.evidence import Evidence
 from trtllm_scaffold.spec.head import DenseHead, HeadSpec
-from trtllm_scaffold.spec.mla import MlaSpec
+from trtllm_scaffold.spec.mla import IndexerSpec, MlaSpec
 from trtllm_scaffold.spec.mlp import ACTIVATIONS, MlpSpec
 from trtllm_scaffold.spec.model import LayerKind, ModelSpec
 from trtllm_scaffold.spec.moe import MoeSpec, RouterSpec, SharedSpec
@@ -33,6 +33,7 @@ __all__ = [
     "Evidence",
     "GateSpec",
     "HeadSpec",
+    "IndexerSpec",
     "LayerKind",
     "Layout",
     "LearnedSpec",

@@ -36,6 +36,8 @@ class TensorSpec:
             ``attention.output_norm.weight``,
             ``attention.q_a|q_b|kv_a|k_rope|k_b|v_b.weight|bias`` and
             ``attention.q_a_norm|kv_a_norm.weight|bias`` (see `MlaSpec`),
+            ``attention.index_q|index_k|index_weights.weight`` and
+            ``attention.index_k_norm.weight|bias`` (see `IndexerSpec`),
             ``attention.sinks``, ``mlp.gate|up|down.weight|bias``, ``mlp.down_norm.weight``,
             ``mlp.activation.<parameter>``, ``embedding.norm.weight|bias``,
             ``head.dense.weight|bias``, ``head.norm.weight|bias``. In a layer of experts

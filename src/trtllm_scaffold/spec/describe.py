@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trtllm_scaffold.spec.attention import AttentionSpec
-from trtllm_scaffold.spec.mla import MlaSpec
+from trtllm_scaffold.spec.mla import IndexerSpec, MlaSpec
 from trtllm_scaffold.spec.model import ModelSpec
 from trtllm_scaffold.spec.moe import MoeSpec
 from trtllm_scaffold.spec.position import PositionSpec
@@ -48,6 +48,17 @@ def _latent(mla: MlaSpec) -> dict[str, Any]:
         "v_head_dim": mla.v_head_dim.value,
         "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
         "biases": list(mla.biases),
+        **({} if mla.indexer is None else {"indexer": _indexer(mla.indexer)}),
+    }
+
+
+def _indexer(indexer: IndexerSpec) -> dict[str, Any]:
+    return {
+        "num_heads": indexer.num_heads.value,
+        "head_dim": indexer.head_dim.value,
+        "top_k": indexer.top_k.value,
+        "style": indexer.style,
+        "key_norm": {"kind": indexer.key_norm.label, "eps": indexer.key_norm.eps.value},
     }
 
 

@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from trtllm_scaffold.spec.norm import NormSpec
 from trtllm_scaffold.spec.quantity import Quantity
+
+
+@dataclass(frozen=True)
+class IndexerSpec:
+    """A choice of the keys that a token sees: those of the largest index scores.
+
+    With c_q the normed latent of queries and x the attention's input, for each index head::
+
+        i = rope(index_q(c_q));  k = rope(key_norm(index_k(x)));  w = index_weights(x)
+        score(s, t) = sum over heads of w(s) * max(i(s) . k(t), 0)
+
+    The rotation turns the first `MlaSpec.qk_rope_head_dim` numbers, with the frequencies of
+    the attention's own. Earlier tokens and the token itself can be chosen.
+
+    Attributes:
+        num_heads: Index heads.
+        head_dim: Width of an index head and of the index key.
+        top_k: Keys that are chosen.
+        key_norm: The norm on index keys.
+        style: How the rotation pairs numbers; see `RopeSpec`.
+    """
+
+    num_heads: Quantity
+    head_dim: Quantity
+    top_k: Quantity
+    key_norm: NormSpec
+    style: Literal["neox", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +57,7 @@ class MlaSpec:
         biases: Which of q_a, q_b (or q), kv_a, k_b, v_b and o have one.
         magnitude: The softmax scale is magnitude ** 2 / sqrt(head_dim): YaRN's magnitude for
             ``mscale_all_dim`` where the rope settings have it, else 1.
+        indexer: The choice of keys, if each token sees chosen ones alone.
     """
 
     q_lora_rank: Quantity | None
@@ -40,3 +69,4 @@ class MlaSpec:
     kv_norm: NormSpec
     biases: tuple[str, ...] = ()
     magnitude: float = 1.0
+    indexer: IndexerSpec | None = None

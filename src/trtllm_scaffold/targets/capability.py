@@ -54,6 +54,14 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.latent_widths", "others"): _reference(
         f"TensorRT-LLM is known to have kernels for {KERNEL_LATENT_WIDTHS} alone"
     ),
+    ("attention.latent_widths", "any, by the port's own attention"): _NATIVE,
+    ("attention.indexer", "none"): _NATIVE,
+    **{
+        ("attention.indexer", f"{style}, layernorm"): _reference(
+            "no attention of TensorRT-LLM chooses keys without rounding them to fp8"
+        )
+        for style in ("neox", "interleaved")
+    },
     ("attention.latent_norm", "rmsnorm"): _NATIVE,
     ("attention.latent_bias", "none"): _NATIVE,
     ("attention.latent_style", "interleaved"): _NATIVE,

@@ -1,4 +1,4 @@
-"""Choices of experts that rounding could turn, and the positions that a comparison leaves out.
+"""Choices that rounding could turn, and the positions that a comparison leaves out.
 
 Two correct programs round differently. Where a router prefers one expert to another by less than
 that, they may choose differently and give different logits, there and at every later position of
@@ -8,6 +8,9 @@ A call is close where lowering the router's logits of the chosen experts and rai
 by `MARGIN`, or one of `DRAWS` random changes of up to `MARGIN`, gives another choice, or weights
 that differ by more than such a change explains. The margin is relative to the largest logit,
 or to 1.
+
+Where keys are chosen by index scores it is the same: a call is close where the last chosen key
+and the first that is left out differ by less than twice the margin, equal scores included.
 
 In bf16 the margin is a thousand times as wide, and few sequences would get far. There the
 sequences are cut into short ones, so that enough positions come before a close call.
@@ -73,6 +76,31 @@ def _shares(method: Any, logits: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(logits).scatter(-1, chosen.long(), weights)
 
 
+def is_close_choice(scores: torch.Tensor, chosen: int, margin: float = MARGIN) -> torch.Tensor:
+    """Which rows of index scores [num_tokens, keys] are close calls: [num_tokens] bool.
+
+    Args:
+        scores: -inf where a key is later than the token.
+        chosen: How many keys are chosen, at most.
+        margin: Change of a score that a clear choice survives, relative to the largest, or to 1.
+    """
+    if scores.shape[-1] <= chosen:
+        return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    largest = scores.masked_fill(scores.isinf(), 0.0).abs().amax(dim=-1).clamp(min=1.0)
+    ranked = scores.topk(chosen + 1, dim=-1).values
+    last, next_one = ranked[:, chosen - 1], ranked[:, chosen]
+    return (last - next_one < 2 * margin * largest) & ~next_one.isinf()
+
+
+def choosers(model: nn.Module) -> list[Any]:
+    """The modules of a port that choose keys, in order."""
+    return [module for module in model.modules() if hasattr(module, "choose")]
+
+
+def _makes_choices(model: nn.Module) -> bool:
+    return bool(routers(model) or choosers(model))
+
+
 def routers(model: nn.Module) -> list[Any]:
     """The routing methods of a port's layers, in order; none in a dense model."""
     found = (getattr(module, "routing_method", None) for module in model.modules())
@@ -81,16 +109,31 @@ def routers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def noted(model: nn.Module, margin: float = MARGIN) -> Iterator[list[torch.Tensor]]:
-    """Within, every call of a routing method adds its close calls [num_tokens] to the list."""
+    """Within, every choice adds its close calls [num_tokens] to the list."""
     found: list[torch.Tensor] = []
-    methods = routers(model)
+    methods, modules = routers(model), choosers(model)
     for method in methods:
         _watch(method, found, margin)
+    for module in modules:
+        _watch_keys(module, found, margin)
     try:
         yield found
     finally:
         for method in methods:
             del method.apply
+        for module in modules:
+            del module.choose
+
+
+def _watch_keys(module: Any, found: list[torch.Tensor], margin: float) -> None:
+    choose = module.choose
+
+    def watched(scores: torch.Tensor) -> torch.Tensor:
+        chosen: torch.Tensor = choose(scores)
+        found.append(is_close_choice(scores, chosen.shape[-1], margin).cpu())
+        return chosen
+
+    module.choose = watched
 
 
 def _watch(method: Any, found: list[torch.Tensor], margin: float) -> None:
@@ -113,7 +156,7 @@ def clear_lengths(model: Any, setup: Setup, sequences: Sequence[torch.Tensor]) -
         setup: How it is run.
         sequences: Token ids, [n] each.
     """
-    if not routers(model):
+    if not _makes_choices(model):
         return [len(tokens) for tokens in sequences]
     lengths = []
     for tokens in sequences:
@@ -133,8 +176,8 @@ def first_call(found: list[torch.Tensor], length: int) -> int:
 
 
 def short_sequences(model: nn.Module, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What a comparison in bf16 runs: a few of `sequences`, or with routers all in short pieces."""
-    if not routers(model):
+    """What a comparison in bf16 runs: a few of `sequences`, or all in short pieces, with choices."""
+    if not _makes_choices(model):
         return list(sequences[:2])
     return [piece for tokens in sequences for piece in tokens.split(SHORT)]
 
@@ -148,4 +191,4 @@ def too_few(kept: int, all_positions: int) -> str:
     """What is wrong where close calls leave too little to compare; empty where nothing is."""
     if kept >= LEAST_SHARE * all_positions:
         return ""
-    return f"close calls of the routers leave {kept} of {all_positions} positions to compare"
+    return f"close calls leave {kept} of {all_positions} positions to compare"

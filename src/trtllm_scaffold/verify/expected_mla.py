@@ -11,8 +11,13 @@ from trtllm_scaffold.sources.json_file import shown
 #: Answers with the widths of latents; `q_lora_rank` is 0 where queries have none.
 SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
+#: Answers with the sizes of an indexer, where there is one.
+INDEXER_SIZES = ("index_n_heads", "index_head_dim", "index_topk")
+
 #: Odd, and no two alike: a tensor that lies another way shows.
 _SMALL = dict(zip(SIZES, (7, 9, 5, 6, 3), strict=True))
+
+_SMALL_INDEXER = dict(zip(INDEXER_SIZES, (13, 8, 4), strict=True))
 
 #: Shape of a canonical parameter, and whether it is cut by heads along dimension 0 or 1.
 Row = tuple[str, tuple[int, ...], int | None]
@@ -32,7 +37,7 @@ def read_latent_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     if not is_latent(answers):
         return {}
     sizes = {}
-    for name in SIZES:
+    for name in (*SIZES, *(INDEXER_SIZES if answers.get("indexer") else ())):
         value = answers.get(name)
         least = 0 if name == "q_lora_rank" else 1
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
@@ -47,7 +52,8 @@ def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
     """The widths of a small model of the same kind; none without latent attention."""
     if "kv_lora_rank" not in sizes:
         return {}
-    return {**_SMALL, "q_lora_rank": _SMALL["q_lora_rank"] if sizes["q_lora_rank"] else 0}
+    indexer = {name: size for name, size in _SMALL_INDEXER.items() if name in sizes}
+    return {**_SMALL, **indexer, "q_lora_rank": _SMALL["q_lora_rank"] if sizes["q_lora_rank"] else 0}
 
 
 def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
@@ -58,10 +64,25 @@ def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
     if q_rank:
         yield "q_a_proj.weight", (q_rank, hidden), None
         yield "q_a_layernorm.weight", (q_rank,), None
+    yield "o_proj.weight", (hidden, heads * value), 1
+    yield "kv_a_layernorm.weight", (rank,), None
     query = "q_b_proj" if q_rank else "q_proj"
     yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
+    if "index_topk" in sizes:
+        yield "kv_a_proj_with_mqa.weight", (rank + rope, hidden), None
+        yield "kv_b_proj.weight", (heads * (nope + value), rank), 0
+        yield from _indexer_parameters(sizes)
+        return
     yield "kv_a_proj.weight", (rank + rope, hidden), None
-    yield "kv_a_layernorm.weight", (rank,), None
     yield "k_b_proj.weight", (heads * nope, rank), 0
     yield "v_b_proj.weight", (heads * value, rank), 0
-    yield "o_proj.weight", (hidden, heads * value), 1
+
+
+def _indexer_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
+    """Those of the choice of keys, which every rank holds whole."""
+    heads, width = sizes["index_n_heads"], sizes["index_head_dim"]
+    yield "indexer.wq_b.weight", (heads * width, sizes["q_lora_rank"]), None
+    yield "indexer.wk.weight", (width, sizes["hidden_size"]), None
+    yield "indexer.k_norm.weight", (width,), None
+    yield "indexer.k_norm.bias", (width,), None
+    yield "indexer.weights_proj.weight", (heads, sizes["hidden_size"]), None

@@ -166,7 +166,7 @@ class _Proof:
 
     def _needs_trtllm(self) -> bool:
         """The library has sinks on its TRTLLM backend alone, and in 1.2 latent attention too."""
-        latent = self.files.answers.get("attention_kind") == "MLA" and self.generation == "1.2"
+        latent = self.files.answers.get("attention_base") == "MLA" and self.generation == "1.2"
         return bool(self.files.answers.get("attention_sinks")) or latent
 
     def _registration(self, workers: WorkerPool | None, runtime: str) -> list[Check]:
@@ -182,7 +182,7 @@ class _Proof:
     def _generations(self) -> tuple[str, ...]:
         """Those whose runtime builds the port: it imports on both."""
         answers = self.files.answers
-        if answers.get("attention_kind") == "MLA" and answers.get("rope_scaling") not in _BOTH:
+        if answers.get("attention_base") == "MLA" and answers.get("rope_scaling") not in _BOTH:
             return (self.generation,)
         return GENERATIONS
 
@@ -227,7 +227,8 @@ class _Proof:
         checks = [check_meta_init(case), check_lora(case)]
         if self.device == "cpu":
             return [*checks, skipped("CUDA graph", "needs a CUDA device")]
-        if self.files.answers.get("attention_reference"):
+        own = self.files.answers.get("attention_reference") or self.files.answers.get("indexer")
+        if own:
             return [*checks, skipped("CUDA graph", _NO_CAPTURE)]
         return [*checks, check_cuda_graph(case)]
 
