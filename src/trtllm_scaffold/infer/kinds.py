@@ -24,6 +24,8 @@ _WINDOW = ("attention.window", "attention.chunked")
 _ROTATION = (
     "attention.qk_norm",
     "attention.query_factor",
+    "attention.indexer",
+    "attention.index_widths",
     "attention.scale",
     "position.style",
     "position.direction",

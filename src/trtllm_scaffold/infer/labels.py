@@ -253,13 +253,19 @@ def latent_label(mla: MlaFacts) -> str:
 
 def _indexer_label(attention: AttentionFacts) -> str | None:
     """How keys are chosen by the tokens, if they are."""
+    blocks = attention.block_indexer
+    if blocks is not None:
+        return f"blocks, {blocks.style}, {norm_label(blocks.key_norm.facts)}"
     if attention.indexer is None:
         return None if attention.choice is None else "another layer's choice"
     return f"{attention.indexer.style}, {norm_label(attention.indexer.norm.facts)}"
 
 
 def _index_widths(attention: AttentionFacts) -> str | None:
-    indexer = attention.indexer
+    indexer, blocks = attention.indexer, attention.block_indexer
+    if blocks is not None:
+        chosen = f"{blocks.top_k} blocks of {blocks.block_size}, {blocks.local_blocks} the own"
+        return f"{blocks.heads} heads of {blocks.width}, {chosen}"
     return indexer and f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
 
 

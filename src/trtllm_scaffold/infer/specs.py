@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind, Pattern
@@ -21,6 +22,7 @@ from trtllm_scaffold.infer.rotation import score_scale
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
 from trtllm_scaffold.spec import (
     AttentionSpec,
+    BlockIndexerSpec,
     BlockSpec,
     DenseHead,
     EmbeddingSpec,
@@ -171,6 +173,7 @@ class Builder:
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
             clips_normed=facts.query.clips_normed,
             query_factor=self._query_factor(),
+            block_indexer=self._block_indexer(),
             output_gate=None if gate is None else gate.spec,
             output_norm=self.optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
@@ -206,6 +209,29 @@ class Builder:
             "attention.query_factor.period", lambda o: read(o).period, hints=("floor_scale",)
         )
         return QueryFactorSpec(scale, period, self.first.attention.query_factor.form)
+
+    def _block_indexer(self) -> BlockIndexerSpec | None:
+        if self.first.attention.block_indexer is None:
+            return None
+
+        def read(observation: Observation) -> BlockIndexerFacts:
+            found = self.at(observation).attention.block_indexer
+            assert found is not None
+            return found
+
+        def fit(name: str, number: Callable[[BlockIndexerFacts], int]) -> Quantity:
+            return self.fit(f"attention.{name}", lambda o: number(read(o)), hints=(name,))
+
+        return BlockIndexerSpec(
+            num_heads=fit("index_n_heads", lambda facts: facts.heads),
+            head_dim=fit("index_head_dim", lambda facts: facts.width),
+            block_size=fit("index_block_size", lambda facts: facts.block_size),
+            top_k=fit("index_topk_blocks", lambda facts: facts.top_k),
+            local_blocks=fit("index_local_blocks", lambda facts: facts.local_blocks),
+            query_norm=self.norm("attention.index_q_norm.eps", lambda o: read(o).query_norm.facts),
+            key_norm=self.norm("attention.index_k_norm.eps", lambda o: read(o).key_norm.facts),
+            style=read(self.observations[0]).style,
+        )
 
     def _qk_norm(self) -> QKNormSpec | None:
         facts = self.first.attention

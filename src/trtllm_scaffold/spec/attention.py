@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trtllm_scaffold.spec.block_indexer import BlockIndexerSpec
 from trtllm_scaffold.spec.mla import MlaSpec
 from trtllm_scaffold.spec.norm import NormSpec
 from trtllm_scaffold.spec.quantity import Quantity
@@ -83,6 +84,7 @@ class AttentionSpec:
         mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
             of its keys then, and its biases are told there.
         query_factor: The factor on queries that grows with the position, if any.
+        block_indexer: The choice of blocks of keys that are seen, if there is one.
     """
 
     num_attention_heads: Quantity
@@ -104,6 +106,7 @@ class AttentionSpec:
     mla: MlaSpec | None = None
     chunked: bool = False
     query_factor: QueryFactorSpec | None = None
+    block_indexer: BlockIndexerSpec | None = None
 
     @property
     def kind(self) -> str:
