@@ -51,7 +51,8 @@ def _check_layers(spec: ModelSpec) -> None:
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
-        own = dataclasses.replace(kind.attention, window=None, chunked=False, query_factor=None)
+        varying = dict(window=None, chunked=False, query_factor=None, block_indexer=None)
+        own = dataclasses.replace(kind.attention, **varying)  # type: ignore[arg-type]
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 
@@ -98,7 +99,8 @@ def is_reference(spec: ModelSpec) -> bool:
     """Whether the port must carry its own attention maths: no stock backend has these."""
     chunked = any(kind.attention.chunked for kind in spec.layer_kinds)
     capped = spec.layer.attention.softcap is not None
-    return capped or chunked or spec.position.kind == "alibi"
+    chooses = any(kind.attention.block_indexer is not None for kind in spec.layer_kinds)
+    return capped or chunked or chooses or spec.position.kind == "alibi"
 
 
 def has_native_qk_norm(spec: ModelSpec) -> bool:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
 from trtllm_scaffold.plan.position import has_exact_ramp
-from trtllm_scaffold.spec import AttentionSpec, LayerKind, MlaSpec, ModelSpec, NormSpec, RopeSpec
+from trtllm_scaffold.spec import (
+    AttentionSpec,
+    BlockIndexerSpec,
+    LayerKind,
+    MlaSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS, KERNEL_LATENT_WIDTHS
 
 Fact = tuple[str, str]
@@ -52,10 +60,18 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.sinks", _set(attention.sinks)),
         ("attention.chunk", "set" if attention.chunked else "none"),
         ("attention.query_factor", factor.form if factor else "none"),
+        ("attention.block_indexer", _block_indexer(attention.block_indexer)),
         ("attention.qkv_clip", _set(attention.qkv_clip)),
         ("attention.output_gate", gate),
         ("attention.output_norm", _norm(attention.output_norm)),
     ]
+
+
+def _block_indexer(indexer: BlockIndexerSpec | None) -> str:
+    if indexer is None:
+        return "none"
+    norms = dict.fromkeys((indexer.query_norm.label, indexer.key_norm.label))
+    return f"{indexer.style}, {' and '.join(norms)}"
 
 
 def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.block_indexer import block_indexer_of
 from trtllm_scaffold.plan.moe import dense_kind, plain_mlp
 from trtllm_scaffold.spec import MlpSpec, ModelSpec, Quantity
 
@@ -49,7 +50,8 @@ def _uses_functional(spec: ModelSpec) -> bool:
     own_mlp = mlp is not None and (mlp.kind == "plain" or mlp.activation != "silu")
     gate = spec.layer.attention.output_gate
     own_gate = gate is not None and gate.activation == "softplus"
-    return own_mlp or dense is not None or own_norm or own_gate
+    chooses = block_indexer_of(spec) is not None
+    return own_mlp or dense is not None or own_norm or own_gate or chooses
 
 
 def plan_mlp(spec: ModelSpec) -> Answers:

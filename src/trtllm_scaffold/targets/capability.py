@@ -116,6 +116,14 @@ _COMMON: dict[tuple[str, str], Capability] = {
         )
         for form in ("steps", "power")
     },
+    ("attention.block_indexer", "none"): _NATIVE,
+    **{
+        ("attention.block_indexer", f"{style}, {norm}"): _reference(
+            "no stock attention backend chooses blocks of keys"
+        )
+        for style in ("neox", "interleaved")
+        for norm in ("rmsnorm", "rmsnorm 1+w")
+    },
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,

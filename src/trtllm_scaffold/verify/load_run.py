@@ -46,6 +46,7 @@ def run_port(
     """The port's own function, with the attributes that `canonicalize` guarantees."""
     sparse = sparse_layers(port.answers)
     known: dict[str, Any] = {} if sparse is None else {"sparse_layers": sparse}
+    known["key_value_heads"] = sizes["num_key_value_heads"]  # its name beside an indexer
     known["dense_intermediate_size"] = sizes["intermediate_size"]  # its name beside experts
     config = SimpleNamespace(**{**port.config, **sizes, **known})
     try:
