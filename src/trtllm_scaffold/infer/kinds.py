@@ -22,10 +22,9 @@ from trtllm_scaffold.spec import Quantity
 
 _WINDOW = ("attention.window", "attention.chunked")
 _ROTATION = (
+    "attention.indexer",
     "attention.qk_norm",
     "attention.query_factor",
-    "attention.indexer",
-    "attention.index_widths",
     "attention.scale",
     "position.style",
     "position.direction",

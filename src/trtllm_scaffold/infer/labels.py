@@ -111,7 +111,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.num_key_value_heads": attention.kv_heads,
         "attention.head_dim": attention.head_dim,
         "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
-        "attention.index_widths": _index_widths(attention),
+        **_index_numbers(attention),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
         "attention.qkv_clip": _short(attention.clip),
@@ -257,16 +257,21 @@ def _indexer_label(attention: AttentionFacts) -> str | None:
     if blocks is not None:
         return f"blocks, {blocks.style}, {norm_label(blocks.key_norm.facts)}"
     if attention.indexer is None:
-        return None if attention.choice is None else "another layer's choice"
+        return None if attention.choice is None else "an earlier layer's choice"
     return f"{attention.indexer.style}, {norm_label(attention.indexer.norm.facts)}"
 
 
-def _index_widths(attention: AttentionFacts) -> str | None:
+def _index_numbers(attention: AttentionFacts) -> dict[str, Label]:
+    """Those of a layer that chooses keys; the others have none to compare."""
     indexer, blocks = attention.indexer, attention.block_indexer
     if blocks is not None:
         chosen = f"{blocks.top_k} blocks of {blocks.block_size}, {blocks.local_blocks} the own"
-        return f"{blocks.heads} heads of {blocks.width}, {chosen}"
-    return indexer and f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
+        label = f"{blocks.heads} heads of {blocks.width}, {chosen}"
+    elif indexer is not None:
+        label = f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
+    else:
+        return {}
+    return {"attention.index_widths": label}
 
 
 def latent_widths(mla: MlaFacts) -> str:

@@ -67,21 +67,15 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
 
 
 def _indexer(builder: Builder) -> IndexerSpec:
-    """The spec of the choice of keys.
+    """The spec of the choice of keys, the same for layers that share another's.
 
     Raises:
-        Refused: No key explains a number, or an earlier layer has chosen.
+        Refused: No key explains a number.
     """
 
     def read(observation: Observation) -> IndexerFacts:
-        found = builder.at(observation).attention.indexer
-        if found is None:
-            raise Refused(
-                "attention.indexer",
-                "a layer sees the keys that another layer has chosen",
-                where=builder.first.layer.name,
-            )
-        return found
+        own = builder.at(observation), *observation.layers
+        return next(f.attention.indexer for f in own if f.attention.indexer is not None)
 
     fit, style = builder.fit, read(builder.observations[0]).style
     hints = SYNONYMS["index_n_heads"], SYNONYMS["index_head_dim"]

@@ -179,6 +179,7 @@ class Builder:
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
             mla=mla,
+            shares_choice=facts.choice is not None and facts.indexer is None,
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec

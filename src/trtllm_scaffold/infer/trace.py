@@ -151,6 +151,7 @@ def read(graph: Graph) -> Observation:
 def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
     """Read every layer, those that ran the same operations once."""
     known: dict[Hashable, LayerFacts] = {}
+    chooser: Layer | None = None
     experts: list[MoeFacts] = []
     facts = []
     for layer in layers:
@@ -161,6 +162,17 @@ def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
         key = (signature(layer), None if moe is None else experts.index(moe))
         if key not in known:
             known[key] = _read_layer(layer, moe)
+        found = known[key].attention
+        if found.indexer is not None:
+            chooser = layer
+        elif found.choice is not None and (
+            chooser is None or found.choice.node not in chooser.nodes
+        ):
+            raise Refused(
+                "attention",
+                "keys are seen that neither the layer nor the last one to choose has chosen",
+                where=layer.name,
+            )
         facts.append(replace(known[key], layer=layer))
     return tuple(facts)
 

@@ -51,8 +51,9 @@ def _check_layers(spec: ModelSpec) -> None:
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
-        varying = dict(window=None, chunked=False, query_factor=None, block_indexer=None)
-        own = dataclasses.replace(kind.attention, **varying)  # type: ignore[arg-type]
+        varying = {"window": None, "query_factor": None, "block_indexer": None}
+        flags = {"chunked": False, "shares_choice": False}
+        own = dataclasses.replace(kind.attention, **varying, **flags)  # type: ignore[arg-type]
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 

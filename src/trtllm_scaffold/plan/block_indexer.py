@@ -58,7 +58,7 @@ def block_indexer_norms(spec: ModelSpec) -> dict[str, NormSpec]:
 
 
 def plan_block_indexer(spec: ModelSpec) -> Answers:
-    """Answers of the choice of blocks; empty ones without it.
+    """Answers of the choice of blocks, over those of a choice of keys; none without it.
 
     Raises:
         Refused: The cache has no room for its keys, heads do not follow its choices in groups,
@@ -66,7 +66,7 @@ def plan_block_indexer(spec: ModelSpec) -> Answers:
     """
     indexer = block_indexer_of(spec)
     if indexer is None:
-        return {"block_indexer": "", "block_indexer_condition": ""}
+        return {"block_indexer": ""}
     for kind in spec.layer_kinds:
         attention = kind.attention
         if attention.sinks or attention.query_factor:
@@ -83,7 +83,16 @@ def plan_block_indexer(spec: ModelSpec) -> Answers:
                 f"{attention.head_dim.value}",
                 hint="an index key that fits into a head of the cache is expressed",
             )
+    condition, kinds = (
+        condition_of(spec, "attention.block_indexer", _chooses, True),
+        spec.layer_kinds,
+    )
     return {
         "block_indexer": indexer.style,
-        "block_indexer_condition": condition_of(spec, "attention.block_indexer", _chooses, True),
+        "indexer_condition": condition,
+        "index_layers": [
+            index
+            for index, kind in enumerate(spec.layer_pattern)
+            if condition and _chooses(kinds[kind])
+        ],
     }

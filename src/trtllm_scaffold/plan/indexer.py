@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
-from trtllm_scaffold.spec import IndexerSpec, ModelSpec, NormSpec, Quantity, TensorSpec
+from trtllm_scaffold.plan.kinds import condition_of
+from trtllm_scaffold.spec import IndexerSpec, LayerKind, ModelSpec, NormSpec, Quantity, TensorSpec
 
 #: TensorRT-LLM's modules that such an attention is made of.
 SYMBOLS = ("Linear", "Mapping", "RMSNorm", "RotaryEmbedding")
@@ -59,8 +60,24 @@ def plan_indexer(spec: ModelSpec) -> Answers:
     """Answers of the choice of keys; empty ones without it."""
     indexer, mla = indexer_of(spec), spec.layer.attention.mla
     if indexer is None or mla is None:
-        return {"indexer": "", "latent_dim": ""}
-    return {"indexer": indexer.style, "latent_dim": code(mla.kv_lora_rank)}
+        return {"indexer": "", "indexer_condition": "", "index_layers": [], "latent_dim": ""}
+    condition, kinds = "", spec.layer_kinds
+    if any(map(_shares_choice, kinds)):
+        condition = condition_of(spec, "attention.indexer", _shares_choice, False)
+    return {
+        "indexer": indexer.style,
+        "indexer_condition": condition,
+        "index_layers": [
+            index
+            for index, kind in enumerate(spec.layer_pattern)
+            if condition and not _shares_choice(kinds[kind])
+        ],
+        "latent_dim": code(mla.kv_lora_rank),
+    }
+
+
+def _shares_choice(kind: LayerKind) -> bool:
+    return kind.attention.shares_choice
 
 
 def own_target(spec: ModelSpec, tensor: TensorSpec) -> str | None:

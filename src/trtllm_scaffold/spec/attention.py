@@ -85,6 +85,8 @@ class AttentionSpec:
             of its keys then, and its biases are told there.
         query_factor: The factor on queries that grows with the position, if any.
         block_indexer: The choice of blocks of keys that are seen, if there is one.
+        shares_choice: The layer sees the keys that the last layer before it with an indexer of
+            its own has chosen (`MlaSpec.indexer` is that layer's).
     """
 
     num_attention_heads: Quantity
@@ -107,6 +109,7 @@ class AttentionSpec:
     chunked: bool = False
     query_factor: QueryFactorSpec | None = None
     block_indexer: BlockIndexerSpec | None = None
+    shares_choice: bool = False
 
     @property
     def kind(self) -> str:

@@ -48,6 +48,20 @@ def read_latent_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     return sizes
 
 
+def index_layers(answers: Mapping[str, Any]) -> list[int]:
+    """The layers that have an indexer, where not all have.
+
+    Raises:
+        InputError: If they are not a list of layers.
+    """
+    found = answers.get("index_layers")
+    if not isinstance(found, list) or not all(type(item) is int for item in found):
+        raise InputError(
+            f"the answer index_layers is {shown(found)}, not layers", where=".copier-answers.yml"
+        )
+    return found
+
+
 def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
     """The widths of a small model of the same kind; none without latent attention."""
     if "kv_lora_rank" not in sizes:

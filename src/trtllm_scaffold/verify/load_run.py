@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from trtllm_scaffold.errors import CheckFailed
+from trtllm_scaffold.verify.expected_mla import index_layers
 from trtllm_scaffold.verify.expected_moe import sparse_layers
 from trtllm_scaffold.verify.parameter import Parameter
 from trtllm_scaffold.verify.port_files import PortFiles
@@ -47,6 +48,8 @@ def run_port(
     sparse = sparse_layers(port.answers)
     known: dict[str, Any] = {} if sparse is None else {"sparse_layers": sparse}
     known["key_value_heads"] = sizes["num_key_value_heads"]  # its name beside an indexer
+    if port.answers.get("indexer_condition"):
+        known["index_layers"] = index_layers(port.answers)
     known["dense_intermediate_size"] = sizes["intermediate_size"]  # its name beside experts
     config = SimpleNamespace(**{**port.config, **sizes, **known})
     try:
