@@ -188,7 +188,7 @@ def _fits(
         q = torch.randn(batch, size, heads, width, generator=generator)
         k = torch.randn(batch, size, 1, width, generator=generator)
         outputs = norms[0].output, norms[1].output
-        given = {o: x.reshape(o.shape) for o, x in zip(outputs, (q, k), strict=True)}
+        given = {o: _laid_as(x, o.shape) for o, x in zip(outputs, (q, k), strict=True)}
         try:
             seen = graph.replay(graph.path(given, scores), given, scores).double()
         except (ReplayError, RuntimeError) as err:
@@ -219,6 +219,13 @@ def _fits(
     if len(locals_seen) != 1 or max(factors) - min(factors) > _CLOSE * max(factors):
         return None
     return locals_seen.pop()
+
+
+def _laid_as(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """[batch, sequence, heads, width] as the forward lays it, be it heads first."""
+    _, size, heads, width = x.shape
+    swapped = shape[-3:] == (heads, size, width) and heads != size
+    return (x.transpose(1, 2) if swapped else x).reshape(shape)
 
 
 def _refused(layer: Layer, problem: str) -> Refused:

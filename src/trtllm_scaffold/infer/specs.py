@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.keys import SYNONYMS
@@ -179,7 +180,7 @@ class Builder:
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
             mla=mla,
-            shares_choice=facts.choice is not None and facts.indexer is None,
+            shares_choice=_shares_choice(facts),
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec
@@ -348,6 +349,11 @@ class Builder:
 
         norm = self.norm("head.dense.norm.eps", read)
         return DenseHead(facts.activation, norm, facts.linear.bias is not None)
+
+
+def _shares_choice(facts: AttentionFacts) -> bool:
+    """Whether a layer sees keys that an earlier one has chosen."""
+    return facts.choice is not None and facts.indexer is None and facts.block_indexer is None
 
 
 def _final_norm(observation: Observation) -> NormFacts:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.attention import plan_attention
 from trtllm_scaffold.plan.block import plan_block
+from trtllm_scaffold.plan.block_indexer import SYMBOLS as BLOCK_SYMBOLS
+from trtllm_scaffold.plan.block_indexer import plan_block_indexer
 from trtllm_scaffold.plan.embedding import plan_embedding
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
-from trtllm_scaffold.plan.block_indexer import SYMBOLS as BLOCK_SYMBOLS
-from trtllm_scaffold.plan.block_indexer import plan_block_indexer
 from trtllm_scaffold.plan.indexer import SYMBOLS, plan_indexer
 from trtllm_scaffold.plan.mla import plan_mla
 from trtllm_scaffold.plan.mlp import plan_mlp
