@@ -233,5 +233,5 @@ def _refused(layer: Layer, problem: str) -> Refused:
         "attention",
         f"blocks of keys are chosen by the tokens in a way without a label: {problem}",
         where=layer.name,
-        hint="a top k of each block's largest product of normed index queries and keys is expressed",
+        hint="a top k of the largest product of index queries and keys in each block is expressed",
     )

@@ -123,6 +123,7 @@ def _is_mask_of(made: torch.Tensor, indices: torch.Tensor, size: int) -> bool:
 
 
 def causal(size: int) -> torch.Tensor:
+    """[size, size]: whether a key is no later than the token of the row."""
     return torch.ones(size, size, dtype=torch.bool).tril()
 
 

@@ -177,7 +177,7 @@ def first_call(found: list[torch.Tensor], length: int) -> int:
 
 
 def short_sequences(model: nn.Module, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What a comparison in bf16 runs: a few of `sequences`, or all in short pieces, with choices."""
+    """What a comparison in bf16 runs: a few `sequences`, or all in short pieces, with choices."""
     if not _makes_choices(model):
         return list(sequences[:2])
     return [piece for tokens in sequences for piece in tokens.split(SHORT)]

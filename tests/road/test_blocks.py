@@ -1,4 +1,4 @@
-"""A feed-forward with bounds, a slope and an offset, dense and beside experts: proof and faults."""
+"""Bounds in feed-forwards, and blocks of keys chosen by the tokens: proof and faults."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ from trtllm_scaffold.verify.prove import prove_port
 
 pytest.importorskip("transformers.models.minimax_m3_vl")
 
-#: What stands in the modeling file, and the mistake.
+#: File of the port, what stands there, and the mistake.
 FAULTS = (
-    ("up.clamp(-limit, limit)", "up.clamp(max=limit)"),
-    ("slope * gate", "gate"),
+    ("modeling", "up.clamp(-limit, limit)", "up.clamp(max=limit)"),
+    ("modeling", "min(self.top_k, scores.shape[-1])", "min(self.top_k + 1, scores.shape[-1])"),
+    ("modeling", "blocks > own - self.local_blocks", "blocks > own"),
+    ("modeling", "device=q.device) // group", "device=q.device) % self.indexer.num_heads"),
+    ("reference", "kv_heads : kv_heads + 1", "kv_heads - 1 : kv_heads"),
+    ("reference", "second * cos + first * sin", "second * cos"),
 )
 
 
 @pytest.mark.slow
 def test_the_port_is_proven_and_faults_are_found(tmp_path: Path) -> None:
-    overrides = {**ENTRIES["minimax_m3_vl_text"].overrides, "layer_types": ["full_attention"] * 4}
     plain = {"architectures": ["MiniMaxM3VLForCausalLM"], "model_type": "minimax_m3_vl_text"}
     source = tmp_path / "config.json"
-    source.write_text(json.dumps({**plain, **overrides}))
+    source.write_text(json.dumps({**plain, **ENTRIES["minimax_m3_vl_text"].overrides}))
     result = new_port(load_path(source), tmp_path / "port", trtllm="1.4", prove=True)
     assert result.passed, [c.to_json() for c in result.checks if c.status == "failed"]
-    (path,) = result.port.glob("*/modeling_*.py")
-    text = path.read_text()
-    for right, wrong in FAULTS:
+    for name, right, wrong in FAULTS:
+        (path,) = result.port.glob(f"*/{name}_*.py")
+        text = path.read_text()
         assert text.count(right) == 1, right
         path.write_text(text.replace(right, wrong))
         report = prove_port(result.port, tp=(1,), dtype="float32", runtime="standin")
