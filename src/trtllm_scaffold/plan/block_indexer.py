@@ -67,6 +67,11 @@ def plan_block_indexer(spec: ModelSpec) -> Answers:
     indexer = block_indexer_of(spec)
     if indexer is None:
         return {"block_indexer": ""}
+    if indexer.local_blocks.value > indexer.top_k.value:
+        raise Refused(
+            "attention.block_indexer",
+            f"{indexer.top_k.value} blocks are chosen, {indexer.local_blocks.value} before others",
+        )
     for kind in spec.layer_kinds:
         attention = kind.attention
         if attention.sinks or attention.query_factor:

@@ -36,6 +36,26 @@ def _attention(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
         "sinks": attention.sinks,
         "qkv_clip": _value(attention.qkv_clip),
         **({} if attention.mla is None else {"latent": _latent(attention.mla)}),
+        **_blocks(spec),
+    }
+
+
+def _blocks(spec: ModelSpec) -> dict[str, Any]:
+    """The choice of blocks of keys, and which layers make it; nothing where none do."""
+    chosen = [spec.layer_kinds[kind].attention.block_indexer for kind in spec.layer_pattern]
+    indexer = next((found for found in chosen if found), None)
+    if indexer is None:
+        return {}
+    return {
+        "blocks": {
+            "num_heads": indexer.num_heads.value,
+            "head_dim": indexer.head_dim.value,
+            "block_size": indexer.block_size.value,
+            "top_k": indexer.top_k.value,
+            "local_blocks": indexer.local_blocks.value,
+            "style": indexer.style,
+            "layers": [index for index, found in enumerate(chosen) if found],
+        }
     }
 
 
