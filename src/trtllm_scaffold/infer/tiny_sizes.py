@@ -84,9 +84,9 @@ BLOCKS: dict[tuple[str, int], tuple[int, int]] = {
 INDEXER_ROLES = ("index_head_dim", "index_n_heads")
 
 #: Odd sizes differ between the variants in every entry. `published` sizes divide by 8 where
-#: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know. An
-#: indexer has many heads: where all of them rectify a key's score away, it is 0, and equal
-#: scores leave open which key is chosen.
+#: tensor parallelism splits them; its head_dim is one that TensorRT-LLM's kernels know. An indexer
+#: has many heads: a score that all of them rectify away is 0, and equal scores leave open which
+#: key is chosen.
 BASES: dict[tuple[str, int], Base] = {
     ("published", 0): Base(
         (32, 40, 64, 48), 4, 4, 2, 176, 131, 3, 96, 32, 5, 112, (48, 40, 24, 16, 20), (36, 14)

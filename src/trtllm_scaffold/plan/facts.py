@@ -83,14 +83,8 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
     chosen = mla.indexer
     return [
         ("attention.kind", attention.kind),
-        (
-            "attention.latent_widths",
-            known if chosen is None else "any, by the port's own attention",
-        ),
-        (
-            "attention.indexer",
-            "none" if chosen is None else f"{chosen.style}, {chosen.key_norm.label}",
-        ),
+        ("attention.latent_widths", "any, by the port's own attention" if chosen else known),
+        ("attention.indexer", f"{chosen.style}, {chosen.key_norm.label}" if chosen else "none"),
         *(("attention.latent_norm", norm) for norm in norms),
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),

@@ -10,7 +10,7 @@ that differ by more than such a change explains. The margin is relative to the l
 or to 1.
 
 Where keys are chosen by index scores it is the same: a call is close where the last chosen key
-and the first that is left out differ by less than twice the margin, equal scores included.
+and the first that is left out differ by less than the margin, equal scores included.
 
 In bf16 the margin is a thousand times as wide, and few sequences would get far. There the
 sequences are cut into short ones, so that enough positions come before a close call.
@@ -82,14 +82,14 @@ def is_close_choice(scores: torch.Tensor, chosen: int, margin: float = MARGIN) -
     Args:
         scores: -inf where a key is later than the token.
         chosen: How many keys are chosen, at most.
-        margin: Change of a score that a clear choice survives, relative to the largest, or to 1.
+        margin: What a clear choice has between both, relative to the largest score, or to 1.
     """
     if scores.shape[-1] <= chosen:
         return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     largest = scores.masked_fill(scores.isinf(), 0.0).abs().amax(dim=-1).clamp(min=1.0)
     ranked = scores.topk(chosen + 1, dim=-1).values
     last, next_one = ranked[..., chosen - 1], ranked[..., chosen]
-    close = (last - next_one < 2 * margin * largest) & ~next_one.isinf()
+    close = (last - next_one < margin * largest) & ~next_one.isinf()
     return close.reshape(len(scores), -1).any(dim=-1)
 
 
@@ -177,7 +177,7 @@ def first_call(found: list[torch.Tensor], length: int) -> int:
 
 
 def short_sequences(model: nn.Module, sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What a comparison in bf16 runs: a few `sequences`, or all in short pieces, with choices."""
+    """What a comparison in bf16 runs: a few of `sequences`, or with choices all in pieces."""
     if not _makes_choices(model):
         return list(sequences[:2])
     return [piece for tokens in sequences for piece in tokens.split(SHORT)]

@@ -67,11 +67,8 @@ def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
     if "kv_lora_rank" not in sizes:
         return {}
     indexer = {name: size for name, size in _SMALL_INDEXER.items() if name in sizes}
-    return {
-        **_SMALL,
-        **indexer,
-        "q_lora_rank": _SMALL["q_lora_rank"] if sizes["q_lora_rank"] else 0,
-    }
+    q_rank = _SMALL["q_lora_rank"] if sizes["q_lora_rank"] else 0
+    return {**_SMALL, **indexer, "q_lora_rank": q_rank}
 
 
 def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
