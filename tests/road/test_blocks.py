@@ -1,4 +1,4 @@
-"""Bounds in feed-forwards, and blocks of keys chosen by the tokens: proof and faults."""
+"""Blocks of keys chosen by the tokens, and bounds in feed-forwards: proof and faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ pytest.importorskip("transformers.models.minimax_m3_vl")
 
 #: File of the port, what stands there, and the mistake.
 FAULTS = (
-    ("modeling", "up.clamp(-limit, limit)", "up.clamp(max=limit)"),
     ("modeling", "min(self.top_k, scores.shape[-1])", "min(self.top_k + 1, scores.shape[-1])"),
     ("modeling", "device=q.device) // group", "device=q.device) % self.indexer.num_heads"),
     ("reference", "kv_heads : kv_heads + 1", "kv_heads - 1 : kv_heads"),

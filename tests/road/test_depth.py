@@ -21,7 +21,6 @@ beam = pytest.importorskip("transformers.models.beam.modeling_beam")
 FAULTS = (
     ("gate + self.gate_bias[:, None]", "gate"),
     ("self.mlp_residual = (1 - 1 / (2 * layer_idx + 3))", "self.mlp_residual = (1 - 1 / 3)"),
-    ("1 / (2 * layer_idx + 2) ** 0.5", "1 / (2 * layer_idx + 3) ** 0.5"),
     ("if not self.has_rope:", "if False:"),
 )
 
