@@ -165,7 +165,7 @@ LATENT = {
 @pytest.mark.parametrize(
     ("model_type", "axis", "changes"),
     [
-        ("deepseek_v32", "attention", {**LATENT, **EXPERTS, "index_topk": 5}),
+        ("axk2", "attention", {**LATENT, **EXPERTS, "index_topk": 5}),
         ("diffllama", "attention", {}),
         ("doge", "attention", {}),
         ("mamba", "attention", {"num_hidden_layers": 2}),

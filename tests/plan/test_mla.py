@@ -11,7 +11,7 @@ from sample_specs import SPECS, key, with_attention, with_layer
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan import plan_port, port_names
 from trtllm_scaffold.plan.support import support
-from trtllm_scaffold.spec import GateSpec, ModelSpec, NormSpec, Quantity, TensorSpec
+from trtllm_scaffold.spec import GateSpec, IndexerSpec, ModelSpec, NormSpec, Quantity, TensorSpec
 
 YOUTU = SPECS["youtu"]
 MLA = YOUTU.layer.attention.mla
@@ -62,3 +62,38 @@ def test_a_transposed_projection_has_no_transform() -> None:
     tensors = tuple(map(turned, YOUTU.checkpoint.tensors))
     checkpoint = dataclasses.replace(YOUTU.checkpoint, tensors=tensors)
     assert "has no transform" in refusal(dataclasses.replace(YOUTU, checkpoint=checkpoint))
+
+
+def with_indexer(norm: str = "layernorm") -> ModelSpec:
+    eps = Quantity(1e-6, "1e-06")
+    numbers = (key("index_n_heads", 4), key("index_head_dim", 40), key("index_topk", 64))
+    found = with_mla(indexer=IndexerSpec(*numbers, NormSpec(norm, eps, bias=True), "neox"))
+    latents = dataclasses.replace(found.position.rope, style="interleaved")  # type: ignore[type-var]
+    return with_layer(
+        dataclasses.replace(found, position=dataclasses.replace(found.position, rope=latents)),
+        rope=latents,
+    )
+
+
+def test_chosen_keys_are_attended_to_by_modules_of_the_port() -> None:
+    spec = with_indexer()
+    answers = plan_port(spec, port_names(spec, None, None), "1.2").answers
+    assert (answers["attention_base"], answers["indexer"]) == ("", "neox")
+    assert {"RotaryEmbedding", "LayerNorm", "RMSNorm"} <= set(answers["modeling_imports"])
+    assert "MLA" not in answers["modeling_imports"]
+    assert not any(answers["weight_transforms"]), "every tensor fills a module as it is"
+    assert "attention.indexer: 'neox, rmsnorm'" in refusal(with_indexer("rmsnorm"))
+
+
+def test_tensors_that_would_have_to_be_taken_apart_are_refused() -> None:
+    spec = with_indexer()
+
+    def turned(tensor: TensorSpec) -> TensorSpec:
+        return dataclasses.replace(
+            tensor, layout="rows" if "k_b" in tensor.roles[0] else tensor.layout
+        )
+
+    checkpoint = dataclasses.replace(
+        spec.checkpoint, tensors=tuple(map(turned, spec.checkpoint.tensors))
+    )
+    assert "and keys are chosen" in refusal(dataclasses.replace(spec, checkpoint=checkpoint))

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from trtllm_scaffold import standin
-from trtllm_scaffold.verify.close_calls import MARGIN, clear_part, first_call, is_close, too_few
+from trtllm_scaffold.verify.close_calls import (
+    MARGIN,
+    clear_part,
+    first_call,
+    is_close,
+    is_close_choice,
+    noted,
+    too_few,
+)
 from trtllm_scaffold.verify.split import Split
 
 BIAS = torch.tensor([0.05, -0.05, 0.1, 0.0])
@@ -51,6 +59,35 @@ def test_a_sparse_mixer_at_its_threshold_is_a_close_call() -> None:
     at_threshold = torch.tensor([[1.0, 0.8, 0.1, -0.7]])
     assert is_close(method, at_threshold).all()
     assert not is_close(method, at_threshold - torch.tensor([[0.0, 0.05, 0.0, 0.0]])).any()
+
+
+@pytest.mark.parametrize(
+    ("gap", "close"), [(0.1, False), (20 * MARGIN, False), (MARGIN, True), (0.0, True)]
+)
+def test_keys_that_hardly_differ_are_a_close_call(gap: float, close: bool) -> None:
+    later = float("-inf")
+    scores = torch.tensor(
+        [
+            [0.7, 0.4, later, later, later],  # all are chosen
+            [0.7, 3.0, 0.7 - gap, later, later],
+            [-9.0, 4.0, 0.7, 0.7 - gap, 5.0],  # neither of the two that are close is chosen
+        ]
+    )
+    assert is_close_choice(scores, 2).tolist() == [False, close, False]
+    assert not is_close_choice(scores[:, :2], 2).any()
+
+
+def test_every_choice_of_keys_is_noted() -> None:
+    class Chooser(torch.nn.Module):
+        def choose(self, scores: torch.Tensor) -> torch.Tensor:
+            return scores.topk(1, dim=-1).indices
+
+    model = torch.nn.Sequential(Chooser(), Chooser())
+    with noted(model) as found:
+        chosen = [module.choose(torch.tensor([[1.0, 1.0], [1.0, 2.0]])) for module in model]
+    assert [part[1].tolist() for part in chosen] == [[1], [1]]
+    assert [part.tolist() for part in found] == [[True, False], [True, False]]
+    assert all("choose" not in vars(module) for module in model)
 
 
 def test_a_sequence_is_compared_up_to_its_first_close_call() -> None:
