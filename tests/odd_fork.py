@@ -102,6 +102,32 @@ class Mixer(nn.Module):
         if config.qk_norm:
             self.a = Dropout(config.head_dim, config)
             self.b = Dropout(config.head_dim, config)
+        if "blocks" in (config.trick or ""):
+            width = config.index_head_dim
+            self.heads = nn.Linear(config.hidden_size, config.index_n_heads * width, bias=False)
+            self.topk = nn.Linear(config.hidden_size, width, bias=False)
+            self.c, self.d = Dropout(width, config), Dropout(width, config)
+
+    def blocks(self, x, hidden):
+        """0 for the keys in the blocks with the best scores, -inf for all others."""
+        config, size, length = self.config, self.config.index_block_size, x.shape[1]
+        far = float("-inf")
+        q = self.c(self.heads(x).unflatten(-1, (config.index_n_heads, -1)).transpose(1, 2))
+        k = self.d(self.topk(x))[:, None]
+        products = spin(q, config) @ spin(k, config).transpose(2, 3)
+        products = functional.pad(products.masked_fill(hidden, far), (0, -length % size), value=far)
+        parts = products.unflatten(-1, (-1, size))
+        best = parts.logsumexp(-1) if config.trick == "soft blocks" else parts.amax(-1)
+        own, every = torch.arange(length)[:, None] // size, torch.arange(best.shape[-1])
+        near = (every <= own) & (every > own - config.index_local_blocks)
+        picks = best.masked_fill(near, -far).topk(config.index_topk_blocks, -1)[1]
+        seen = torch.zeros_like(best).scatter(-1, picks, 1.0)
+        seen = seen.repeat_interleave(size, -1)[..., :length]
+        if config.trick == "late blocks":  # a block is seen from its second key on
+            seen = functional.pad(seen, (1, 0))[..., :length]
+        share = config.num_attention_heads // config.index_n_heads
+        seen = seen.repeat_interleave(share, 1)
+        return torch.zeros_like(seen).masked_fill((seen == 0) | hidden, far)
 
     def split(self, x):
         config = self.config
@@ -148,7 +174,11 @@ class Mixer(nn.Module):
             hidden = column > row + 1
         if config.sliding_window:
             hidden = hidden | (column <= row - config.sliding_window)
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+        if "blocks" in (config.trick or ""):
+            scores = scores + self.blocks(x, hidden)
+        else:
+            scores = scores.masked_fill(hidden, float("-inf"))
+        weights = scores.softmax(-1)
         out = (weights @ v).transpose(1, 2).flatten(2)
         if config.trick == "output gate":
             out = out * x.mean(-1, keepdim=True).sigmoid()

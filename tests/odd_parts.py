@@ -25,6 +25,10 @@ class PartsConfig(PretrainedConfig):
         fuzz=1e-5,
         inner_fuzz=2e-5,
         ceiling=9.0,
+        patience=700,
+        appetite=0.3,
+        brim=6.5,
+        tilt=1.4,
         parts=(),
         **kwargs,
     ):
@@ -33,6 +37,8 @@ class PartsConfig(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
         self.max_position_embeddings = max_position_embeddings
         self.fuzz, self.inner_fuzz, self.ceiling = fuzz, inner_fuzz, ceiling
+        self.patience, self.appetite = patience, appetite
+        self.brim, self.tilt = brim, tilt
         self.parts = list(parts)
         super().__init__(**kwargs)
 
@@ -79,6 +85,11 @@ class Mill(nn.Module):
             self.router = nn.Linear(size, size)
         if "head gate" in self.parts:
             self.router = nn.Linear(size, self.heads, bias=False)
+        if "gate and head bias" in self.parts:
+            self.router = nn.Linear(size, size, bias=False)
+            self.scale = nn.Parameter(torch.zeros(self.heads))
+        if "growing" in self.parts or "growing late" in self.parts:
+            self.patience, self.appetite = config.patience, config.appetite
         if "output norm" in self.parts:
             self.out = Scaler(size, config.inner_fuzz)
         if "sinks" in self.parts:
@@ -105,6 +116,9 @@ class Mill(nn.Module):
         if "norm per head" in self.parts:
             query = torch.stack([n(h) for n, h in zip(self.first, query.unbind(1), strict=True)], 1)
             key = torch.cat([n(h) for n, h in zip(self.second, key.split(1, 1), strict=True)], 1)
+        if "growing" in self.parts or "growing late" in self.parts:
+            places = torch.arange(x.shape[1]) + ("growing" in self.parts)
+            query = query * ((1 + places / self.patience) ** self.appetite)[:, None]
         scores = query @ key.transpose(2, 3) * self.width**-0.5
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
         scores = scores.masked_fill(mask, float("-inf"))
@@ -114,7 +128,10 @@ class Mill(nn.Module):
             out = out * (total - self.embed[:, None, None]).sigmoid()
         if "head gate" in self.parts:
             out = out * functional.softplus(self.router(x)).transpose(1, 2)[..., None]
-        out = out.transpose(1, 2).flatten(2)
+        out = out.transpose(1, 2)
+        if "gate and head bias" in self.parts:
+            out = out * (self.router(x).view_as(out) + self.scale[:, None]).sigmoid()
+        out = out.flatten(2)
         if "full gate" in self.parts:
             out = self.router(x).sigmoid() * out
         if "wrong gate" in self.parts:
@@ -125,10 +142,14 @@ class Mill(nn.Module):
 
 
 class Floor(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, place):
         super().__init__()
         size, self.parts = config.hidden_size, config.parts
-        self.lm_head, self.attention = Mill(config), nn.Linear(size, config.intermediate_size)
+        self.place = place
+        bounded = {"bounded", "bounded far"} & set(self.parts)
+        inner = config.intermediate_size * (2 if bounded else 1)
+        self.lm_head, self.attention = Mill(config), nn.Linear(size, inner)
+        self.brim, self.tilt = config.brim, config.tilt
         self.query = nn.Linear(config.intermediate_size, size)
         self.act = Bend() if "xielu" in self.parts else nn.GELU()
         self.alpha, self.beta = Scaler(size, config.fuzz), Scaler(size, config.fuzz)
@@ -137,13 +158,35 @@ class Floor(nn.Module):
 
     def forward(self, hidden_states):
         x = hidden_states
+        if {"settling", "settling unevenly"} & set(self.parts):
+            return self._settle(x)
         y = self.alpha(x)
         h = (y if "normed residual" in self.parts else x) + self.lm_head(y)
         y = self.beta(h)
-        inner = self.act(self.attention(y))
+        inner = self._inner(self.attention(y))
         if "down norm" in self.parts:
             inner = self.gamma(inner)
         return (y if "normed residual" in self.parts else h) + self.query(inner)
+
+    def _inner(self, x):
+        if "bounded far" in self.parts:
+            up, gate = x.clamp(max=900.0).chunk(2, -1)
+            return functional.silu(gate) * up.clamp(min=-900.0)
+        if "bounded" in self.parts:
+            up, gate = x.chunk(2, -1)
+            gate = torch.minimum(gate, torch.tensor(self.brim))
+            return (
+                gate / (1 + torch.exp(-self.tilt * gate)) * (up.clip(-self.brim, self.brim) + 0.5)
+            )
+        return self.act(x)
+
+    def _settle(self, x):
+        count = 3 * self.place + 4
+        h = x * (1 - 1 / count) ** 0.5 + self.lm_head(self.alpha(x)) * count**-0.5
+        if "settling unevenly" in self.parts:
+            count += self.place**2
+        y = self.query(self.act(self.attention(self.beta(h))))
+        return h * (count / (count + 1)) ** 0.5 + y / (count + 1) ** 0.5
 
 
 class PartsForCausalLM(PreTrainedModel):
@@ -154,7 +197,7 @@ class PartsForCausalLM(PreTrainedModel):
         super().__init__(config)
         size, self.parts = config.hidden_size, config.parts
         rows = config.vocab_size + 1 if "more rows" in self.parts else config.vocab_size
-        self.tower = nn.ModuleList([Floor(config) for _ in range(config.num_hidden_layers)])
+        self.tower = nn.ModuleList([Floor(config, i) for i in range(config.num_hidden_layers)])
         self.softmax = nn.Embedding(rows, size)
         self.rotary = nn.Linear(size, config.vocab_size, bias="head bias" in self.parts)
         if "embedding norm" in self.parts:

@@ -133,13 +133,14 @@ def dense_first(spec: ModelSpec) -> ModelSpec:
     )
 
 
-GPT_OSS = MoeSpec(
-    router("topk_softmax", logit_bias=True),
+GPT_OSS = MoeSpec(router("topk_softmax", logit_bias=True))
+SLOPED = dataclasses.replace(
+    EXPERT,
     clamp=key("swiglu_limit", 7.0),
     swish_beta=Quantity(1.702, "1.702"),
     up_offset=1.0,
 )
-BIASED = dataclasses.replace(EXPERT, gate_bias=True, up_bias=True, down_bias=True)
+BIASED = dataclasses.replace(SLOPED, gate_bias=True, up_bias=True, down_bias=True)
 GROUPS = {"num_groups": key("n_group", 4), "top_groups": key("topk_group", 2)}
 GLM = router(
     "sigmoid",
@@ -151,6 +152,21 @@ GLM = router(
 DEEPSEEK_V2 = router(scaling=key("routed_scaling_factor", 16.0), **GROUPS)
 ERNIE = router(renormalised=True, selection_bias=True, floor=key("moe_norm_min", 1e-12))
 LLAMA4 = dataclasses.replace(router("sigmoid"), top_k=Quantity(1, "1"))
+
+
+def _all_sloped(spec: ModelSpec) -> ModelSpec:
+    """The same with the activation of `SLOPED` in every feed-forward."""
+    given = {name: getattr(SLOPED, name) for name in ("clamp", "swish_beta", "up_offset")}
+    kinds = []
+    for kind in spec.layer_kinds:
+        changed = dataclasses.replace(kind, mlp=dataclasses.replace(kind.mlp, **given))
+        if kind.moe is not None and kind.moe.shared is not None:
+            mlp = dataclasses.replace(kind.moe.shared.mlp, **given)
+            shared = dataclasses.replace(kind.moe.shared, mlp=mlp)
+            changed = dataclasses.replace(changed, moe=dataclasses.replace(kind.moe, shared=shared))
+        kinds.append(changed)
+    return dataclasses.replace(spec, layer_kinds=tuple(kinds))
+
 
 #: Name -> spec.
 MOE_SPECS: dict[str, ModelSpec] = {
@@ -182,9 +198,12 @@ MOE_SPECS: dict[str, ModelSpec] = {
         MoeSpec(
             router("topk_softmax", softcap=key("router_softcap", 20.0)),
             shared_spec("mean"),
-            clamp=key("swiglu_limit", 7.0),
         ),
         (*one_by_one(), *shared()),
+        mlp=dataclasses.replace(EXPERT, clamp=key("swiglu_limit", 7.0)),
+    ),
+    "minimax_m3": _all_sloped(
+        dense_first(moe(MoeSpec(ERNIE, shared_spec("sum")), (*one_by_one(), *shared())))
     ),
     "phimoe": moe(
         MoeSpec(router("sparsemixer", jitter=key("router_jitter_noise", 0.01))), one_by_one()

@@ -7,10 +7,12 @@ import dataclasses
 from trtllm_scaffold.spec import (
     AlibiSpec,
     AttentionSpec,
+    BlockIndexerSpec,
     BlockSpec,
     CheckpointSpec,
     DenseHead,
     EmbeddingSpec,
+    GateSpec,
     HeadSpec,
     LayerKind,
     LearnedSpec,
@@ -21,6 +23,7 @@ from trtllm_scaffold.spec import (
     PositionSpec,
     QKNormSpec,
     Quantity,
+    QueryFactorSpec,
     RopeScaling,
     RopeSpec,
     SinusoidalSpec,
@@ -441,6 +444,62 @@ def _latent(style: str, scaling: RopeScaling | None, q_rank: int | None) -> Mode
     )
 
 
+def _beam() -> ModelSpec:
+    """Sums mixed by depth, a gate with a bias per head, queries that grow without positions."""
+    gate = GateSpec("sigmoid", "full", head_bias=True)
+    spec = with_attention(_qk(RMS, "head"), output_gate=gate)
+    block = dataclasses.replace(
+        spec.layer.block,
+        attention_coefficient=Quantity(0.7, "1 / (2 * layer_idx + 2) ** 0.5"),
+        attention_residual=Quantity(0.7, "(1 - 1 / (2 * layer_idx + 2)) ** 0.5"),
+        mlp_coefficient=Quantity(0.6, "1 / (2 * layer_idx + 3) ** 0.5"),
+        mlp_residual=Quantity(0.8, "(1 - 1 / (2 * layer_idx + 3)) ** 0.5"),
+    )
+    factor = QueryFactorSpec(Quantity(0.1, "0.1"), Quantity(2048, "2048"), "power")
+    bare = {"attention": {"query_factor": factor}, "rope": None}
+    spec = _kinds(with_layer(spec, block=block), (SLIDING, {"attention": WINDOW}), (FULL, bare))
+    prefix, rows = "model.layers.{i}.self_attn.gate", HEADS * HEAD_DIM
+    own = (
+        TensorSpec(f"{prefix}_proj.weight", (rows, HIDDEN), ("attention.gate.weight",)),
+        TensorSpec(f"{prefix}_bias", (HEADS,), ("attention.gate_bias",)),
+    )
+    return dataclasses.replace(spec, checkpoint=CheckpointSpec((*spec.checkpoint.tensors, *own)))
+
+
+def _blocks() -> ModelSpec:
+    """Half of the layers see chosen blocks of keys."""
+    indexer = BlockIndexerSpec(
+        num_heads=key("index_n_heads", 2),
+        head_dim=key("index_head_dim", 6),
+        block_size=key("index_block_size", 4),
+        top_k=key("index_topk_blocks", 2),
+        local_blocks=key("index_local_blocks", 1),
+        query_norm=RMS,
+        key_norm=RMS,
+        style="interleaved",
+    )
+    spec = _kinds(
+        _qk(RMS, "head"), (SLIDING, {"attention": {"block_indexer": indexer}}), (FULL, {})
+    )
+    only = tuple(range(0, LAYERS, 2))
+    own = tuple(
+        TensorSpec(
+            f"model.layers.{{i}}.self_attn.indexer.{part}.weight",
+            shape,
+            (f"attention.index_{role}.weight",),
+            only_layers=only,
+        )
+        for part, role, shape in (
+            ("q_proj", "q", (12, HIDDEN)),
+            ("k_proj", "k", (6, HIDDEN)),
+            ("q_norm", "q_norm", (6,)),
+            ("k_norm", "k_norm", (6,)),
+        )
+    )
+    tensors = (*spec.checkpoint.tensors, *own)
+    return dataclasses.replace(spec, checkpoint=CheckpointSpec(tensors))
+
+
 BARE_LAYERNORM = dataclasses.replace(LAYERNORM, bias=False)
 NOPE = ((SLIDING, {"attention": WINDOW}), (FULL, {"rope": None}))
 
@@ -489,6 +548,8 @@ SPECS: dict[str, ModelSpec] = {
     "ctrl": _ctrl(),
     "codegen": _codegen(),
     "nanochat": _nanochat(),
+    "beam": _beam(),
+    "blocks": _blocks(),
     "modernbert": _modernbert(),
     "youtu": _latent("interleaved", None, 40),
     "latent_lite": _latent(

@@ -198,3 +198,41 @@ def test_fused_attention_is_taken_apart():
     assert (attention.kind, attention.window) == ("GQA", None)
     assert attention.scale.value == pytest.approx(0.3)
     assert attention.scale.is_constant
+
+
+BLOCKS = {
+    "index_n_heads": 4,
+    "index_head_dim": 64,
+    "index_block_size": 128,
+    "index_topk_blocks": 16,
+    "index_local_blocks": 1,
+}
+
+
+def test_blocks_of_keys_chosen_by_the_tokens():
+    spec = spec_of(trick="blocks", **BLOCKS)
+    found = spec.layer.attention.block_indexer
+    numbers = (
+        found.num_heads,
+        found.head_dim,
+        found.block_size,
+        found.top_k,
+        found.local_blocks,
+    )
+    assert {part.expr.removeprefix("config."): part.value for part in numbers} == BLOCKS
+    assert (found.style, found.key_norm.label) == ("neox", "rmsnorm 1+w")
+    roles = {tensor.name: tensor.roles for tensor in spec.checkpoint.tensors}
+    assert roles["tower.{i}.softmax.heads.weight"] == ("attention.index_q.weight",)
+    assert roles["tower.{i}.softmax.topk.weight"] == ("attention.index_k.weight",)
+    assert roles["tower.{i}.softmax.c.bias"] == ("attention.index_q_norm.weight",)
+    assert roles["tower.{i}.softmax.d.bias"] == ("attention.index_k_norm.weight",)
+    assert spec.layer.attention.window is None
+
+
+@pytest.mark.parametrize(
+    ("trick", "problem"),
+    [("soft blocks", "follow no known formula"), ("late blocks", "not 0 and -inf by blocks")],
+)
+def test_blocks_chosen_in_another_way_are_refused(trick, problem):
+    with pytest.raises(Refused, match=f"attention: .*{problem}"):
+        spec_of(trick=trick, **BLOCKS)

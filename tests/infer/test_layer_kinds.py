@@ -178,10 +178,9 @@ def test_sizes_that_no_key_gives_are_refused(model_type: str) -> None:
 
 
 #: Latent attention that is expressed.
-LATENT = ("deepseek_v2", "deepseek_v3", "minicpm3")
+LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minicpm3")
 #: Layers of experts beside an attention, or a dense layer, that nobody has said how to express.
-NOT_YET = ("beam", "inkling2_text", "inkling_text", "jetmoe", "laguna", "mimo_v2_flash",
-           "minimax_m3_vl_text", "zaya")  # fmt: skip
+NOT_YET = ("inkling2_text", "inkling_text", "jetmoe", "laguna", "mimo_v2_flash", "zaya")
 
 
 @pytest.mark.parametrize(

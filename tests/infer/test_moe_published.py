@@ -67,9 +67,9 @@ def test_real_sizes(
     shapes = {t.name.removeprefix("model.layers.{i}."): t.shape for t in spec.checkpoint.tensors}
     assert stored.items() <= shapes.items()
     if name.startswith("openai"):
-        assert moe.clamp == Quantity(7.0, "config.swiglu_limit")
-        assert moe.swish_beta is not None and moe.swish_beta.value == 1.702
-        assert (moe.up_offset, found.logit_bias, mlp.up_bias, mlp.down_bias) == (1.0,) + (True,) * 3
+        assert mlp.clamp == Quantity(7.0, "config.swiglu_limit")
+        assert mlp.swish_beta is not None and mlp.swish_beta.value == 1.702
+        assert (mlp.up_offset, found.logit_bias, mlp.up_bias, mlp.down_bias) == (1.0,) + (True,) * 3
         layouts = {t.roles: (t.layout, t.transposed) for t in spec.checkpoint.tensors}
         assert layouts["moe.gate.weight", "moe.up.weight"] == ("alternating", True)
         assert layouts["moe.gate.bias", "moe.up.bias"] == ("alternating", False)

@@ -11,7 +11,7 @@ from odd_parts import CLASSES, raw
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer import infer
 from trtllm_scaffold.sources import Sources
-from trtllm_scaffold.spec import ModelSpec
+from trtllm_scaffold.spec import GateSpec, ModelSpec
 
 torch.set_num_threads(1)
 
@@ -79,6 +79,42 @@ def test_gates(part: str, expected: tuple[str, str, bool]) -> None:
     assert roles_of(spec)["tower.{i}.lm_head.router.weight"] == ("attention.gate.weight",)
 
 
+def test_a_gate_with_a_number_for_each_head() -> None:
+    spec = spec_of("gate and head bias")
+    gate = spec.layer.attention.output_gate
+    assert gate == GateSpec("sigmoid", "full", bias=False, head_bias=True)
+    tensors = {tensor.name: tensor for tensor in spec.checkpoint.tensors}
+    bias = tensors["tower.{i}.lm_head.scale"]
+    assert (bias.roles, bias.shape) == (("attention.gate_bias",), (8,))
+
+
+def test_queries_that_grow_by_a_power_are_read_where_it_shows() -> None:
+    factor = spec_of("growing").layer.attention.query_factor
+    assert factor is not None and factor.form == "power"
+    assert (factor.period.expr, factor.period.value) == ("config.patience", 700)
+    assert (factor.scale.expr, factor.scale.value) == ("config.appetite", 0.3)
+    with pytest.raises(Refused, match="grows with the position in an unknown way"):
+        spec_of("growing late")
+
+
+def test_sums_that_settle_with_depth() -> None:
+    block = spec_of("settling").layer.block
+    found = (
+        block.attention_residual,
+        block.attention_coefficient,
+        block.mlp_residual,
+        block.mlp_coefficient,
+    )
+    assert [part.expr for part in found if part] == [
+        "(1 - 1 / (3 * layer_idx + 4)) ** 0.5",
+        "1 / (3 * layer_idx + 4) ** 0.5",
+        "(1 - 1 / (3 * layer_idx + 5)) ** 0.5",
+        "1 / (3 * layer_idx + 5) ** 0.5",
+    ]
+    with pytest.raises(Refused, match="block: layers differ in block.mlp_"):
+        spec_of("settling unevenly")
+
+
 def test_a_gate_that_looks_at_the_output_itself_is_refused() -> None:
     with pytest.raises(Refused, match="attention: .*multiplied by a constant or by themselves"):
         spec_of("wrong gate")
@@ -92,6 +128,23 @@ def test_xielu_with_constants_in_code() -> None:
     assert roles["tower.{i}.act.up"] == ("mlp.activation.alpha_p",)
     assert roles["tower.{i}.act.down"] == ("mlp.activation.alpha_n",)
     assert spec.checkpoint.dropped == ()
+
+
+def test_a_gated_feed_forward_with_bounds_a_slope_and_an_offset() -> None:
+    spec = spec_of("bounded")
+    mlp = spec.layer.mlp
+    assert mlp.clamp is not None and mlp.swish_beta is not None
+    assert (mlp.label, mlp.up_offset) == ("gated silu, with a slope and an offset", 0.5)
+    assert (mlp.clamp.expr, mlp.clamp.value) == ("config.brim", 6.5)
+    assert (mlp.swish_beta.expr, mlp.swish_beta.value) == ("config.tilt", 1.4)
+    tensors = {tensor.roles: tensor.layout for tensor in spec.checkpoint.tensors}
+    assert tensors["mlp.up.weight", "mlp.gate.weight"] == "rows"
+
+
+def test_bounds_that_only_large_numbers_reach_are_seen() -> None:
+    mlp = spec_of("bounded far").layer.mlp
+    assert mlp.label == "gated silu, clamped"
+    assert mlp.clamp is not None and (mlp.clamp.expr, mlp.clamp.value) == ("900.0", 900.0)
 
 
 def test_norms_that_each_head_has_for_itself() -> None:

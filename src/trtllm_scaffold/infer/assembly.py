@@ -60,7 +60,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     ropes = build_ropes(builder, pattern, config)
     window = listed_window(observations, pattern, config)
     kinds = tuple(
-        builder.layer(kind, rope, pattern.scale_form, window)
+        builder.layer(kind, rope, pattern, window)
         for kind, rope in zip(pattern.kinds, ropes, strict=True)
     )
     check_experts(kinds, checkpoint)

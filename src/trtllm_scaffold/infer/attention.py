@@ -10,6 +10,7 @@ import torch
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, strip
 from trtllm_scaffold.infer.alibi import AlibiFacts, bias_kind, read_alibi
+from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts, read_block_indexer
 from trtllm_scaffold.infer.graph import Value
 from trtllm_scaffold.infer.indexer import Choice, IndexerFacts, read_indexer
 from trtllm_scaffold.infer.layers import Layer
@@ -17,7 +18,7 @@ from trtllm_scaffold.infer.mla import LatentAttention, MlaFacts, read_latent
 from trtllm_scaffold.infer.norm import NormCall, NormFacts
 from trtllm_scaffold.infer.output import GateFacts, read_output
 from trtllm_scaffold.infer.position import RopeFacts, read_rope
-from trtllm_scaffold.infer.query_factor import QueryFactorFacts, read_query_factor
+from trtllm_scaffold.infer.query_factor import QueryFactorFacts, grown, read_query_factor
 from trtllm_scaffold.infer.scores import Scores, read_scores, read_window
 from trtllm_scaffold.infer.segments import Chain, follow, sources
 
@@ -53,6 +54,7 @@ class AttentionFacts:
         query_factor: The factor on queries that grows with the position, or None.
         choice: The choice of the keys that are seen, by the tokens, or None.
         indexer: How it comes about; None where an earlier layer has chosen.
+        block_indexer: How a choice of blocks of keys comes about, or None.
     """
 
     heads: int
@@ -84,6 +86,7 @@ class AttentionFacts:
     mla: MlaFacts | None = None
     choice: Choice | None = None
     indexer: IndexerFacts | None = None
+    block_indexer: BlockIndexerFacts | None = None
 
 
 def read_attention(layer: Layer) -> AttentionFacts:
@@ -96,7 +99,7 @@ def read_attention(layer: Layer) -> AttentionFacts:
     heads = _heads(layer)
     if len(sources(layer, scores.key)) > 1:
         return _read_latent(layer, scores, heads)
-    if scores.choice is not None:
+    if scores.choice is not None and not scores.choice.block_size:
         raise _refused(layer, "keys are chosen by the tokens, and there are no latents")
     query = follow(layer, scores.query, heads, "query", transposed=False)
     key = follow(layer, scores.key, heads, "key", transposed=True)
@@ -104,8 +107,10 @@ def read_attention(layer: Layer) -> AttentionFacts:
     key_columns = _kv_columns(layer, key, heads)
     value_columns = _kv_columns(layer, value, heads)
     _check_value(layer, value, key_columns, value_columns, query)
-    factor = _query_factor(layer, query, key)
+    factor = _query_factor(layer, query, key, heads)
     rope = None if factor else _rope(layer, query, key)
+    if factor is not None:  # its value at position 0 is no part of the scale
+        query.factors = query.factors / factor.at(torch.zeros(1))
     scales = _scales(layer, scores, query, key, rope)
     bias = bias_kind(layer, scores.biases)
     norms, scope, when = _norms(layer, query, key)
@@ -116,7 +121,7 @@ def read_attention(layer: Layer) -> AttentionFacts:
         raise _refused(layer, f"q, k and v are clipped differently: {sorted(map(str, clips))}")
     if query.clips_normed != key.clips_normed:
         raise _refused(layer, "queries and keys are clipped at different places")
-    window, chunked = read_window(layer)
+    window, chunked = read_window(layer, scores.choice)
     return AttentionFacts(
         heads=heads,
         kv_heads=key_columns.shape[0],
@@ -144,11 +149,28 @@ def read_attention(layer: Layer) -> AttentionFacts:
         when=when,
         output_norm=output.norm,
         gate=output.gate,
+        choice=scores.choice,
+        block_indexer=_block_indexer(layer, scores.choice, rope, source),
     )
+
+
+def _block_indexer(
+    layer: Layer, choice: Choice | None, rope: RopeFacts | None, source: Value
+) -> BlockIndexerFacts | None:
+    """How the layer itself chooses blocks; None where all keys are seen."""
+    if choice is None:
+        return None
+    if choice.node not in layer.nodes:
+        raise _refused(layer, "blocks of keys are chosen by another layer")
+    if rope is None:
+        raise _refused(layer, "blocks of keys are chosen by the tokens, and nothing is rotated")
+    return read_block_indexer(layer, choice, rope, source)
 
 
 def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
     """Read attention whose keys are made from several projections."""
+    if scores.choice is not None and scores.choice.block_size:
+        raise _refused(layer, "blocks of keys are chosen by the tokens, and there are latents")
     found = read_latent(layer, scores.query, scores.key, heads)
     bias = bias_kind(layer, scores.biases)
     output = read_output(layer, heads, found.input)
@@ -239,13 +261,15 @@ def _check_value(
         raise _refused(layer, "the value is multiplied by a constant")
 
 
-def _query_factor(layer: Layer, query: Chain, key: Chain) -> QueryFactorFacts | None:
+def _query_factor(layer: Layer, query: Chain, key: Chain, heads: int) -> QueryFactorFacts | None:
     """The factor on queries, where nothing else depends on the position."""
     queries = [r for r in query.rotations if r is not None]
     if len(queries) != 1 or any(r is not None for r in key.rotations):
         return None
     order = torch.argsort(query.columns[0])
-    return read_query_factor(layer, queries[0][:, order][:, :, order])
+    last = query.rotations[0] is not None
+    far = grown(layer, query.segments[0], heads) if last else None
+    return read_query_factor(layer, queries[0][:, order][:, :, order], far)
 
 
 def _rope(layer: Layer, query: Chain, key: Chain) -> RopeFacts | None:

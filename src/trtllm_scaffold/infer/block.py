@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, terms
@@ -14,6 +14,7 @@ _HINT = (
     "sequential and parallel residual blocks with norms before, after or inside the branches "
     "are expressed"
 )
+_ROUNDING = 1e-6  # of products of factors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,6 +25,7 @@ class BlockFacts:
         parallel: Which of the two.
         norms: The norm at each place of `BlockSpec` (``attention_input_norm``, ...).
         attention_coefficient, mlp_coefficient: Factors on the branches.
+        attention_residual, mlp_residual: Factors on what each branch is added to.
         down: The last projection of the feed-forward, or the result of its experts.
         residual_after_norm: See `BlockSpec`.
         beside: The last projection of a dense feed-forward that is added to the experts.
@@ -36,6 +38,8 @@ class BlockFacts:
     down: Linear
     residual_after_norm: bool = False
     beside: Linear | None = None
+    attention_residual: float = 1.0
+    mlp_residual: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def read_block(layer: Layer, attention_input: Value, attention_output: Linear) -
     normed = _residual_after_norm(layer, total, attention_input, attention_output, norms)
     if normed is not None:
         return normed
-    branches = _branches(layer, total)
+    branches, whole = _scaled_branches(layer, total)
     attention = [b for b in branches if b.linear is attention_output]
     others, beside = _apart(layer, [b for b in branches if b.linear is not attention_output])
     if len(attention) != 1 or len(others) != 1:
@@ -76,14 +80,18 @@ def read_block(layer: Layer, attention_input: Value, attention_output: Linear) -
     mlp = others[0]
     source, mlp_norm = _input_of(layer, mlp.linear)
     parallel = source is layer.input
+    residuals = 1.0, whole
     if not parallel:
-        _check_middle(layer, source, attention[0])
+        attention, residuals = _middle(layer, source, attention[0], whole)
+    elif whole != 1.0:
+        raise _unlabelled(layer, total)
     _put(norms, "attention_input_norm", _norm_of_input(layer, attention_input))
     _put(norms, "attention_output_norm", attention[0].output_norm)
     _put(norms, "mlp_input_norm", mlp_norm)
     _put(norms, "mlp_output_norm", mlp.output_norm)
     factors = attention[0].factor, mlp.factor
-    return BlockFacts(parallel, norms, *factors, mlp.linear, beside=beside)
+    facts = BlockFacts(parallel, norms, *factors, mlp.linear, beside=beside)
+    return replace(facts, attention_residual=residuals[0], mlp_residual=residuals[1])
 
 
 def _post(
@@ -172,6 +180,14 @@ def _is_norm_of_sum(layer: Layer, value: Value) -> bool:
 
 def _branches(layer: Layer, total: list[tuple[Value, float]]) -> list[_Branch]:
     """The terms beside the layer's input, which must be there once, unscaled."""
+    branches, residual = _scaled_branches(layer, total)
+    if residual != 1.0:
+        raise _unlabelled(layer, total)
+    return branches
+
+
+def _scaled_branches(layer: Layer, total: list[tuple[Value, float]]) -> tuple[list[_Branch], float]:
+    """The terms beside the layer's input, and the factor on that."""
     branches = []
     residual = 0.0
     for value, factor in total:
@@ -182,9 +198,9 @@ def _branches(layer: Layer, total: list[tuple[Value, float]]) -> list[_Branch]:
         if branch is None:
             raise _unlabelled(layer, total)
         branches.append(branch)
-    if residual != 1.0:
+    if residual == 0.0:
         raise _unlabelled(layer, total)
-    return branches
+    return branches, residual
 
 
 def _branch(layer: Layer, value: Value, factor: float) -> _Branch | None:
@@ -271,12 +287,31 @@ def _is_input(layer: Layer, norm: NormCall) -> bool:
     return _sum(layer, norm.input) == [(layer.input, 1.0)]
 
 
-def _check_middle(layer: Layer, source: Value, attention: _Branch) -> None:
-    """The feed-forward of a sequential block must see exactly the input plus the attention."""
+def _middle(
+    layer: Layer, source: Value, attention: _Branch, whole: float
+) -> tuple[list[_Branch], tuple[float, float]]:
+    """The attention's branch as the feed-forward sees it, and the factors on both residuals.
+
+    The feed-forward of a sequential block must see the input and the attention alone, and the
+    sum behind it both in the same proportion.
+
+    Args:
+        layer: The layer.
+        source: What the feed-forward is applied to.
+        attention: The attention's branch in the layer's output.
+        whole: The factor on the layer's input there.
+    """
     middle = _sum(layer, source)
-    seen = _branches(layer, middle)
-    if len(seen) != 1 or seen[0] != attention:
+    seen, first = _scaled_branches(layer, middle)
+    second = whole / first
+    expected = [replace(branch, factor=attention.factor) for branch in seen]
+    if expected != [attention] or not _close(seen[0].factor * second, attention.factor):
         raise _unlabelled(layer, middle)
+    return seen, (first, second)
+
+
+def _close(left: float, right: float) -> bool:
+    return abs(left - right) <= _ROUNDING * abs(right)
 
 
 def _put(norms: dict[str, NormFacts], place: str, facts: NormFacts | None) -> None:

@@ -1,4 +1,4 @@
-"""Fits what an expert computes between its first and its last projection."""
+"""Fits what a feed-forward computes between its first and its last projection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trtllm_scaffold.infer.quantity import nice_number
 Between = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 _TOLERANCE = 2e-5
-_WIDE = 12.0  # numbers this much larger show bounds that the usual ones do not reach
+_WIDER = (1.0, 12.0, 2000.0)  # larger numbers show bounds that the usual ones do not reach
 _FAR = 1e4  # beyond every bound
 _SOLVED = 1e-4
 
@@ -63,7 +63,7 @@ def fit_gating(between: Between, shapes: Sequence[Sequence[int]], width: int) ->
         width: Of the last projection's input.
     """
     near = [numbers(shape, seed) for seed, shape in enumerate(shapes)]
-    results = [(given, between(given)) for given in (near, [_WIDE * n for n in near])]
+    results = [(given, between(given)) for given in ([k * n for n in near] for k in _WIDER)]
 
     def fits(guess: Gating) -> bool:
         return all(_equal(seen.reshape(-1, width), guess(_flat(given))) for given, seen in results)

@@ -30,12 +30,14 @@ class Choice:
     Attributes:
         node: The ``topk`` that chooses.
         mask: What it makes of the choice, [batch, 1, sequence, keys] or without the 1.
-        top_k: How many keys are chosen.
+        top_k: How many keys are chosen, or blocks of keys.
+        block_size: Keys of a block; 0 where keys are chosen one by one.
     """
 
     node: Node
     mask: Value
     top_k: int
+    block_size: int = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,8 +60,19 @@ class IndexerFacts:
     norm: NormCall
 
 
-def find_choice(layer: Layer, value: Value) -> Choice | None:
-    """The choice of keys that `value`, which is added to the scores, masks by; None if it is none.
+def choosing(layer: Layer, value: Value) -> Node | None:
+    """The last ``topk`` whose choice `value` is made from, with no product behind it."""
+    products = [v for n in layer.graph.nodes if n.name in _PRODUCTS for v in n.outputs]
+    nearest = [
+        v.node
+        for v in layer.graph.ancestors(value, products)
+        if v.node is not None and v.node.name == "topk" and v is v.node.outputs[1]
+    ]
+    return max(nearest, key=lambda found: found.index) if nearest else None
+
+
+def key_choice(layer: Layer, node: Node, value: Value) -> Choice:
+    """The choice of keys that `node` makes, where `value`, added to the scores, masks by it.
 
     It must be 0 where a key is chosen and not later than the token, and a mask everywhere else,
     whatever is chosen: the way from the choice to the mask is run again on other choices.
@@ -68,15 +81,6 @@ def find_choice(layer: Layer, value: Value) -> Choice | None:
         Refused: It depends on a choice in some other way.
     """
     graph = layer.graph
-    products = [v for n in graph.nodes if n.name in _PRODUCTS for v in n.outputs]
-    nearest = [
-        v.node
-        for v in graph.ancestors(value, products)
-        if v.node is not None and v.node.name == "topk" and v is v.node.outputs[1]
-    ]
-    if not nearest:
-        return None
-    node = max(nearest, key=lambda found: found.index)
     scores, top_k = node.args[0], int(node.args[1])
     size, axis = scores.shape[-1], node.args[2] if len(node.args) > 2 else -1
     largest = node.args[3] if len(node.args) > 3 else node.kwargs.get("largest", True)
@@ -95,6 +99,13 @@ def find_choice(layer: Layer, value: Value) -> Choice | None:
     return Choice(node, value, top_k)
 
 
+def by_blocks(node: Node) -> bool:
+    """Whether a ``topk`` chooses the largest of each token's and group's scores of blocks."""
+    axis = node.args[2] if len(node.args) > 2 else -1
+    largest = node.args[3] if len(node.args) > 3 else node.kwargs.get("largest", True)
+    return node.args[0].data.dim() == 4 and axis % 4 == 3 and bool(largest)
+
+
 def _others(indices: torch.Tensor, size: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.rand(*indices.shape[:-1], size, generator=generator).argsort(-1)
@@ -104,14 +115,15 @@ def _others(indices: torch.Tensor, size: int) -> torch.Tensor:
 def _is_mask_of(made: torch.Tensor, indices: torch.Tensor, size: int) -> bool:
     chosen = torch.zeros(*indices.shape[:-1], size, dtype=torch.bool)
     chosen.scatter_(-1, indices.long(), True)
-    visible = (chosen & _causal(size)).reshape(-1, size, size)
+    visible = (chosen & causal(size)).reshape(-1, size, size)
     flat = made.reshape(-1, size, size)
     if flat.shape != visible.shape:
         return False
     return bool((flat[visible] == 0).all()) and bool((flat[~visible] < _MASKED).all())
 
 
-def _causal(size: int) -> torch.Tensor:
+def causal(size: int) -> torch.Tensor:
+    """[size, size]: whether a key is no later than the token of the row."""
     return torch.ones(size, size, dtype=torch.bool).tril()
 
 
@@ -119,7 +131,7 @@ def check_visible(layer: Layer, choice: Choice) -> None:
     """Refuse attention weights that see other keys than the mask leaves."""
     weights = layer.softmax.outputs[0].data
     size = weights.shape[-2]
-    mask = choice.mask.data.reshape(-1, 1, size, size)
+    mask = choice.mask.data.reshape(len(weights), -1, size, size)
     if weights.shape[-1] != size or bool(((weights > 0) != (mask == 0)).any()):
         raise _refused(layer, "other keys are seen than those chosen")
 
@@ -223,10 +235,10 @@ def _fits(parts: _Parts, rope: RopeFacts, style: str, amplitude: float) -> bool:
         seen = parts.scores(q, k, w)
         if seen.shape != (batch, size, size):
             return False
-        turned = (_turn(x.double(), rope, style, amplitude) for x in (q, k[:, :, None]))
+        turned = (turned_heads(x.double(), rope, style, amplitude) for x in (q, k[:, :, None]))
         products = torch.einsum("bshd,btxd->bsht", *turned).relu()
         guess = torch.einsum("bsh,bsht->bst", w.double(), products)
-        visible = _causal(size).expand_as(seen)
+        visible = causal(size).expand_as(seen)
         if bool((seen[~visible] > _MASKED).any()):
             return False
         one, other = seen[visible].double(), guess[visible]
@@ -237,7 +249,7 @@ def _fits(parts: _Parts, rope: RopeFacts, style: str, amplitude: float) -> bool:
     return max(factors) - min(factors) <= _CLOSE * max(factors)
 
 
-def _turn(x: torch.Tensor, rope: RopeFacts, style: str, amplitude: float) -> torch.Tensor:
+def turned_heads(x: torch.Tensor, rope: RopeFacts, style: str, amplitude: float) -> torch.Tensor:
     """[batch, sequence, heads, width] with the first dimensions rotated by the position."""
     positions = torch.arange(x.shape[1], dtype=torch.float64)
     angles = positions[:, None, None] * torch.tensor(rope.frequencies, dtype=torch.float64)

@@ -46,6 +46,8 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "qk_head_dim": ("qk_head_dim",),
     "index_head_dim": ("index_head_dim",),
     "index_n_heads": ("index_n_heads",),
+    "index_block_size": ("index_block_size",),
+    "index_topk_blocks": ("index_topk_blocks",),
 }
 
 ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.conditions import Key, all_of, candidate_keys, per_layer
 from trtllm_scaffold.infer.keys import is_size
 from trtllm_scaffold.infer.labels import Label, layer_facts
-from trtllm_scaffold.infer.layer_numbers import scale_form, theta_list, window_list
+from trtllm_scaffold.infer.layer_numbers import (
+    COEFFICIENTS,
+    coefficient_forms,
+    scale_form,
+    theta_list,
+    window_list,
+)
 from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import Quantity
 
@@ -24,7 +30,7 @@ _ROTATION = (
     "position.direction",
     "position.rope",
 )
-_NORMS = ("block.norms",)
+_NORMS = ("block.norms", *(f"block.{name}" for name in COEFFICIENTS))
 _FORM = ("mlp.form",)
 #: Facts in which the layers of one model may differ. Every other must be the same in all.
 MAY_VARY = (*_WINDOW, *_ROTATION, *_NORMS, *_FORM)
@@ -75,6 +81,8 @@ class Pattern:
             empty where it does not.
         theta_list: The list that holds each layer's rotary base; empty for none.
         window_list: The list that holds each layer's window; empty for none.
+        coefficients: Expression over ``layer_idx`` of each factor of the block that goes with
+            the layer, by fact.
     """
 
     kinds: tuple[Kind, ...]
@@ -83,6 +91,7 @@ class Pattern:
     scale_form: str = ""
     theta_list: str = ""
     window_list: str = ""
+    coefficients: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_uniform(observation: Observation) -> None:
@@ -132,7 +141,8 @@ def layer_pattern(
         "theta_list": theta_list(traced, real_config),
         "window_list": window_list(traced, real_config),
     }
-    seen = [_signatures(o, forms) for o in traced]
+    coefficients = coefficient_forms(traced)
+    seen = [_signatures(o, forms, coefficients) for o in traced]
     configs = [*(o.config for o in traced), real_config]
     depths = [*(len(o.layers) for o in traced), int(depth.value)]
     keys: dict[str, Key] = {}
@@ -162,7 +172,7 @@ def layer_pattern(
         for number, signature in enumerate(distinct)
     )
     named = tuple((fact, key.name) for fact, key in keys.items() if key.name)
-    return Pattern(kinds, layers, named, **forms)
+    return Pattern(kinds, layers, named, **forms, coefficients=coefficients)
 
 
 def listed_window(
@@ -180,7 +190,9 @@ def listed_window(
     return Quantity(max(entries), f"config.{pattern.window_list}[layer_idx]") if entries else None
 
 
-def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Signature]:
+def _signatures(
+    observation: Observation, forms: Mapping[str, Any], coefficients: Mapping[str, str]
+) -> list[_Signature]:
     """What may vary of each layer, numbers that go with the layer left out."""
     found = []
     for layer in observation.layers:
@@ -191,6 +203,7 @@ def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Sig
             facts["attention.window"] = "by a list"
         if forms["scale_form"]:
             facts["attention.scale"] = None
+        facts.update(dict.fromkeys(coefficients, "by layer"))
         if forms["theta_list"] and rope is not None:
             facts["position.rope"] = rope.dim
         found.append(tuple((fact, facts[fact]) for fact in MAY_VARY))

@@ -99,6 +99,7 @@ def _gate_label(gate: GateFacts | None) -> str | None:
     if gate is None:
         return None
     bias = " with bias" if gate.spec.bias else ""
+    bias += " and a bias per head" if gate.spec.head_bias else ""
     return f"{gate.activation}, {gate.width}{bias}"
 
 
@@ -116,11 +117,13 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.qkv_clip": _short(attention.clip),
         "block.attention_coefficient": _short(block.attention_coefficient),
         "block.mlp_coefficient": _short(block.mlp_coefficient),
+        "block.attention_residual": _short(block.attention_residual),
+        "block.mlp_residual": _short(block.mlp_residual),
         "norm.eps": str([_short(n.eps) for n in block.norms.values()]),
         "position.rope": _rope_numbers(attention),
     }
     if facts.moe is None:
-        feed: dict[str, Label] = {"mlp.intermediate_size": facts.mlp.intermediate_size}
+        feed = _mlp_numbers(facts.mlp, "mlp")
     else:
         feed = {
             **_mlp_structure(facts.mlp, "moe.expert"),
@@ -151,7 +154,9 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
         "attention.chunked": attention.chunked,
-        "attention.query_factor": _presence(attention.query_factor is not None),
+        "attention.query_factor": None
+        if attention.query_factor is None
+        else attention.query_factor.form,
         "attention.clips_normed": attention.query.clips_normed,
         "attention.output_gate": _gate_label(attention.gate),
         "attention.output_norm": _norm_label(attention.output_norm),
@@ -165,6 +170,8 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "block.residual": "normed" if block.residual_after_norm else "plain",
         "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
         "block.mlp_coefficient": _presence(not is_one(block.mlp_coefficient)),
+        "block.attention_residual": _presence(not is_one(block.attention_residual)),
+        "block.mlp_residual": _presence(not is_one(block.mlp_residual)),
         "mlp.form": "experts" if facts.moe is not None else "dense",
         **(_mlp_structure(mlp, "mlp") if facts.moe is None else {}),
     }
@@ -179,6 +186,18 @@ def _mlp_structure(mlp: MlpFacts, prefix: str) -> dict[str, Label]:
         f"{prefix}.gate_bias": mlp.gate is not None and mlp.gate.bias is not None,
         f"{prefix}.up_bias": mlp.up.bias is not None,
         f"{prefix}.down_bias": mlp.down.bias is not None,
+        f"{prefix}.clamp": _presence(mlp.clamp is not None),
+        f"{prefix}.swish_beta": _presence(mlp.swish_beta != 1.0),
+        f"{prefix}.up_offset": _presence(mlp.up_offset != 0.0),
+    }
+
+
+def _mlp_numbers(mlp: MlpFacts, prefix: str) -> dict[str, Label]:
+    return {
+        f"{prefix}.intermediate_size": mlp.intermediate_size,
+        f"{prefix}.bound": _short(mlp.clamp),
+        f"{prefix}.beta": _short(mlp.swish_beta),
+        f"{prefix}.offset": _short(mlp.up_offset),
     }
 
 
@@ -186,7 +205,7 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
     """How tokens go to experts, without numbers."""
     moe = facts.moe
     assert moe is not None
-    routing, gating = moe.routing, moe.parts.expert.gating
+    routing = moe.routing
     shared = {} if facts.shared is None else _mlp_structure(facts.shared, "moe.shared")
     return {
         "moe.scores": routing.scores,
@@ -199,9 +218,6 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
         "moe.scaling": _presence(not is_one(routing.scaling)),
         "moe.softcap": _presence(routing.softcap is not None),
         "moe.weight_on": moe.weight_on,
-        "moe.clamp": _presence(gating.clamp is not None),
-        "moe.swish_beta": _presence(gating.beta != 1.0),
-        "moe.up_offset": _presence(gating.offset != 0.0),
         "moe.shared": None if facts.shared is None else moe.join,
         **shared,
     }
@@ -210,7 +226,10 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
 def _moe_numbers(facts: LayerFacts) -> dict[str, Label]:
     moe = facts.moe
     assert moe is not None
-    routing, gating = moe.routing, moe.parts.expert.gating
+    routing = moe.routing
+    shared: dict[str, Label] = {"moe.shared.intermediate_size": None}
+    if facts.shared is not None:
+        shared = _mlp_numbers(facts.shared, "moe.shared")
     return {
         "moe.num_experts": moe.experts,
         "moe.top_k": routing.top_k,
@@ -218,14 +237,9 @@ def _moe_numbers(facts: LayerFacts) -> dict[str, Label]:
         "moe.scale": _short(routing.scaling),
         "moe.least_sum": _short(routing.floor),
         "moe.cap": _short(routing.softcap),
-        "moe.bound": _short(gating.clamp),
-        "moe.beta": _short(gating.beta),
-        "moe.offset": _short(gating.offset),
         "moe.added": _short(routing.epsilon),
-        "moe.expert.intermediate_size": facts.mlp.intermediate_size,
-        "moe.shared.intermediate_size": None
-        if facts.shared is None
-        else facts.shared.intermediate_size,
+        **_mlp_numbers(facts.mlp, "moe.expert"),
+        **shared,
     }
 
 
@@ -239,6 +253,9 @@ def latent_label(mla: MlaFacts) -> str:
 
 def _indexer_label(attention: AttentionFacts) -> str | None:
     """How keys are chosen by the tokens, if they are."""
+    blocks = attention.block_indexer
+    if blocks is not None:
+        return f"blocks, {blocks.style}, {norm_label(blocks.key_norm.facts)}"
     if attention.indexer is None:
         return None if attention.choice is None else "an earlier layer's choice"
     return f"{attention.indexer.style}, {norm_label(attention.indexer.norm.facts)}"
@@ -246,10 +263,14 @@ def _indexer_label(attention: AttentionFacts) -> str | None:
 
 def _index_numbers(attention: AttentionFacts) -> dict[str, Label]:
     """Those of a layer that chooses keys; the others have none to compare."""
-    indexer = attention.indexer
-    if indexer is None:
+    indexer, blocks = attention.indexer, attention.block_indexer
+    if blocks is not None:
+        chosen = f"{blocks.top_k} blocks of {blocks.block_size}, {blocks.local_blocks} the own"
+        label = f"{blocks.heads} heads of {blocks.width}, {chosen}"
+    elif indexer is not None:
+        label = f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
+    else:
         return {}
-    label = f"{indexer.heads} heads of {indexer.width}, {indexer.top_k} keys"
     return {"attention.index_widths": label}
 
 

@@ -13,6 +13,22 @@ from trtllm_scaffold.infer.position import geometric_theta
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
 
 _MEASURED = 1e-3
+_COUNT = 1e-5  # of counts that factors were made from
+_ENOUGH = 3  # layers that show more than a line through any two numbers
+
+#: Factors of a block, by their names in `BlockFacts` and `BlockSpec`.
+COEFFICIENTS = (
+    "attention_coefficient",
+    "mlp_coefficient",
+    "attention_residual",
+    "mlp_residual",
+)
+
+#: Expression around a count that grows evenly with the layer -> that count, from the factor.
+_COUNTED: dict[str, Callable[[float], float | None]] = {
+    "1 / ({}) ** 0.5": lambda factor: factor**-2 if factor > 0 else None,
+    "(1 - 1 / ({})) ** 0.5": lambda factor: 1 / (1 - factor**2) if 0 < factor < 1 else None,
+}
 
 #: Expression around the scale of layer 0 -> the factor of a layer.
 _FORMS: dict[str, Callable[[int], float]] = {
@@ -36,6 +52,42 @@ def scale_form(observations: Sequence[Observation]) -> str:
         if all(_equal(seen) for seen in rest):
             return form
     return ""
+
+
+def coefficient_forms(observations: Sequence[Observation]) -> dict[str, str]:
+    """Fact -> expression over ``layer_idx``, of the block's factors that go with the layer."""
+    found = {}
+    for name in COEFFICIENTS:
+        columns = [[getattr(f.block, name) for f in o.layers] for o in observations]
+        if all(_equal(column) for column in columns):
+            continue
+        for text, count in _COUNTED.items():
+            line = _line([[count(value) for value in column] for column in columns])
+            if line is not None:
+                found[f"block.{name}"] = text.format(line)
+    return found
+
+
+def _line(columns: Sequence[Sequence[float | None]]) -> str | None:
+    """The whole numbers m and c of ``m * layer_idx + c`` that all columns hold, as written."""
+    lines = set()
+    for column in columns:
+        if len(column) < _ENOUGH or None in column:
+            return None
+        first, second = column[0] or 0.0, column[1] or 0.0
+        slope, start = round(second - first), round(first)
+        expected = [slope * index + start for index in range(len(column))]
+        if any(
+            value is None or not math.isclose(value, e, rel_tol=_COUNT)
+            for value, e in zip(column, expected, strict=True)
+        ):
+            return None
+        lines.add((slope, start))
+    if len(lines) != 1:
+        return None
+    slope, start = lines.pop()
+    factor = "layer_idx" if slope == 1 else f"{slope} * layer_idx"
+    return f"{factor} + {start}" if start else factor
 
 
 def theta_list(observations: Sequence[Observation], real_config: Any) -> str:

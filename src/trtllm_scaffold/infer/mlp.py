@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.activation import FORMULAS, Parametric, equal, numbers, xielu
+from trtllm_scaffold.infer.activation import FORMULAS, Parametric, xielu
 from trtllm_scaffold.infer.algebra import Linear, strip
+from trtllm_scaffold.infer.gating import fit_gating
 from trtllm_scaffold.infer.graph import ReplayError, Value
 from trtllm_scaffold.infer.layers import Layer
 from trtllm_scaffold.infer.norm import NormFacts
@@ -27,6 +28,7 @@ class MlpFacts:
         down_norm: The norm before the last projection, or None.
         parameters: Name of each parameter of the activation, by its own name there.
         constants: See `MlpSpec.activation_parameters`.
+        clamp, swish_beta, up_offset: See `MlpSpec`; 1 and 0 for no slope and no offset.
         buffers: Names of stored buffers that hold the constants.
     """
 
@@ -42,14 +44,9 @@ class MlpFacts:
     parameters: tuple[tuple[str, str], ...] = ()
     constants: tuple[tuple[str, float], ...] = ()
     buffers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Form:
-    gate: Linear | None
-    up: Linear
-    gate_columns: torch.Tensor | None
-    up_columns: torch.Tensor
+    clamp: float | None = None
+    swish_beta: float = 1.0
+    up_offset: float = 0.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,23 +73,32 @@ def read_mlp(layer: Layer, down: Linear) -> MlpFacts:
         return _parametric(layer, sources, down, target, facts)
     linears = sources.linears
     path = layer.graph.path([s.output for s in linears], target)
-    given = {s.output: numbers(s.output.shape, seed) for seed, s in enumerate(linears)}
+
+    def between(first: Sequence[torch.Tensor]) -> torch.Tensor:
+        given = {s.output: numbers for s, numbers in zip(linears, first, strict=True)}
+        return layer.graph.replay(path, given, target)
+
+    width = target.shape[-1]
     try:
-        result = layer.graph.replay(path, given, target)
+        gating = fit_gating(between, [s.output.shape for s in linears], width)
     except ReplayError as err:
         raise _refused(layer, "an in-place change cannot be followed") from err
-    width = target.shape[-1]
-    flat = {s: given[s.output].reshape(-1, s.rows) for s in linears}
-    result = result.reshape(-1, width)
-    for form in _forms(linears, width):
-        up = flat[form.up][:, form.up_columns]
-        gate = up if form.gate is None else flat[form.gate][:, form.gate_columns]
-        factor = 1.0 if form.gate is None else up
-        for name, formula in FORMULAS.items():
-            if equal(result, formula(gate) * factor):
-                kind: Literal["gated", "plain"] = "plain" if form.gate is None else "gated"
-                return MlpFacts(kind, name, width, down=down, down_norm=facts, **vars(form))
-    raise _refused(layer, "its formula is none of the known ones")
+    if gating is None:
+        raise _refused(layer, "its formula is none of the known ones")
+    return MlpFacts(
+        "plain" if gating.gate is None else "gated",
+        gating.activation,
+        width,
+        gate=None if gating.gate is None else linears[gating.gate[0]],
+        up=linears[gating.up[0]],
+        down=down,
+        gate_columns=None if gating.gate is None else gating.gate[1],
+        up_columns=gating.up[1],
+        down_norm=facts,
+        clamp=gating.clamp,
+        swish_beta=gating.beta,
+        up_offset=gating.offset,
+    )
 
 
 def _parametric(
@@ -160,22 +166,6 @@ def _sources(layer: Layer, target: Value) -> _Sources:
         raise _refused(layer, f"{len(linears)} values meet before its last projection")
     kept = [linear for linear in linears if linear is not None]
     return _Sources(kept, sorted(parameters, key=lambda v: v.index))
-
-
-def _forms(sources: list[Linear], width: int) -> Iterator[_Form]:
-    """Every way in which the sources may be gate and up."""
-    every = torch.arange(width)
-    if len(sources) == 2:
-        if all(source.rows == width for source in sources):
-            yield _Form(sources[0], sources[1], every, every)
-            yield _Form(sources[1], sources[0], every, every)
-        return
-    source = sources[0]
-    if source.rows == width:
-        yield _Form(None, source, None, every)
-    if source.rows == 2 * width:
-        yield _Form(source, source, every, every + width)
-        yield _Form(source, source, every + width, every)
 
 
 def _refused(layer: Layer, problem: str) -> Refused:

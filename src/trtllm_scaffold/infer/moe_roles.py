@@ -28,6 +28,9 @@ def feed_forward_facts(layer: Layer, feed: FeedForward) -> MlpFacts:
         down=_linear(layer.routed, feed.down),
         gate_columns=None if gating.gate is None else gating.gate[1],
         up_columns=gating.up[1],
+        clamp=gating.clamp,
+        swish_beta=gating.beta,
+        up_offset=gating.offset,
     )
 
 

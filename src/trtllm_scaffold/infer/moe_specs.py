@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.gating import Gating
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.mlp import MlpFacts
@@ -46,8 +45,7 @@ class FeedForwardBuilder:
         facts = self.builder.first
         if facts.moe is None:
             return None
-        moe, gating = facts.moe, facts.moe.parts.expert.gating
-        shared = None
+        moe, shared = facts.moe, None
         if facts.shared is not None:
             mlp = self._mlp("moe.shared", lambda f: _present(f.shared))
             shared = SharedSpec(mlp, moe.join)
@@ -55,11 +53,6 @@ class FeedForwardBuilder:
             router=self._router(moe),
             shared=shared,
             weight_on=moe.weight_on,
-            clamp=self._optional("moe.clamp", lambda f: _gating(f).clamp, gating.clamp is None),
-            swish_beta=self._optional(
-                "moe.swish_beta", lambda f: _gating(f).beta, is_one(gating.beta)
-            ),
-            up_offset=self._fixed("moe.up_offset", lambda f: _gating(f).offset),
         )
         compared = f"{moe.compared} random tokens within 1e-05 of the largest output"
         self.builder.witnesses.trace("moe.formula", moe.name, compared)
@@ -87,6 +80,11 @@ class FeedForwardBuilder:
                 f"{fact}.down_norm.eps", lambda o: read(builder.at(o)).down_norm
             ),
             activation_parameters=facts.constants,
+            clamp=self._optional(f"{fact}.clamp", lambda f: read(f).clamp, facts.clamp is None),
+            swish_beta=self._optional(
+                f"{fact}.swish_beta", lambda f: read(f).swish_beta, is_one(facts.swish_beta)
+            ),
+            up_offset=self._fixed(f"{fact}.up_offset", lambda f: read(f).up_offset),
         )
 
     def _router(self, moe: MoeFacts) -> RouterSpec:
@@ -131,7 +129,7 @@ class FeedForwardBuilder:
         seen = [read(self.builder.at(observation)) for observation in self.builder.observations]
         if len(set(seen)) > 1:
             raise Refused(
-                "moe",
+                fact.partition(".")[0],
                 f"{fact} is {seen[0]:g} and {seen[1]:g} in two tiny models",
                 where=self.builder.first.layer.name,
                 hint="a constant of the class is expressed",
@@ -159,10 +157,6 @@ class FeedForwardBuilder:
 def _present(value: _T | None) -> _T:
     assert value is not None
     return value
-
-
-def _gating(facts: LayerFacts) -> Gating:
-    return _present(facts.moe).parts.expert.gating
 
 
 def _jitter(facts: LayerFacts) -> float:

@@ -32,17 +32,20 @@ class GateFacts:
         activation, width: See `GateSpec`.
         linear: What it is computed by.
         columns: [heads, head_dim or 1] columns of it.
+        head_bias: Name of the parameter [heads] whose entries are added to each head's columns.
     """
 
     activation: Literal["sigmoid", "softplus"]
     width: Literal["full", "head"]
     linear: Linear
     columns: torch.Tensor
+    head_bias: str | None = None
 
     @property
     def spec(self) -> GateSpec:
         """What the spec says of it."""
-        return GateSpec(self.activation, self.width, self.linear.bias is not None)
+        bias = self.linear.bias is not None
+        return GateSpec(self.activation, self.width, bias, self.head_bias is not None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -192,26 +195,58 @@ def _gate(
 ) -> GateFacts | None:
     """The linear layer and activation that yield the factor, each entry from one column."""
     stop = [layer.input, *layer.linears]
-    made_from = [v for v in layer.graph.ancestors(value, stop) if v in layer.linears]
-    if len(made_from) != 1:
+    sources = list(layer.graph.ancestors(value, stop))
+    made_from = [v for v in sources if v in layer.linears]
+    added = [v for v in sources if v in layer.graph.parameters]
+    if len(made_from) != 1 or len(added) > 1:
         return None
     linear = layer.linears[made_from[0]]
     if strip(linear.input) is not attention_input:
         return None
-    _, heads, _, width = factor.shape
-    wanted = factor.transpose(1, 2).reshape(-1, heads * width)
+    heads = factor.shape[1]
+    bias = torch.zeros(heads)
+    if added:
+        if linear.bias is not None or added[0].data.numel() != heads:
+            return None
+        bias = added[0].data.detach().flatten()
     for name, formula in _GATES.items():
-        made = formula(linear.output.data.reshape(-1, linear.rows))
+        columns = _columns(formula, linear, bias, factor)
+        if columns is None:
+            continue
+        width: Literal["full", "head"] = "head" if columns.shape[1] == 1 else "full"
+        own = layer.graph.names[added[0]][0] if added else None
+        return None if own and width == "head" else GateFacts(name, width, linear, columns, own)
+    return None
+
+
+def _columns(
+    formula: Callable[[torch.Tensor], torch.Tensor],
+    linear: Linear,
+    bias: torch.Tensor,
+    factor: torch.Tensor,
+) -> torch.Tensor | None:
+    """[heads, head_dim or 1]: the column of `linear` that yields each factor, or None.
+
+    Args:
+        formula: The activation.
+        linear: What it is applied to.
+        bias: [heads], added to the columns of each head.
+        factor: [batch, heads, sequence, head_dim].
+    """
+    _, heads, _, width = factor.shape
+    outputs = linear.output.data.reshape(-1, linear.rows)
+    rows = []
+    for head in range(heads):
+        wanted = factor[:, head].reshape(-1, width)
+        made = formula(outputs + bias[head])
         distance = (made[:, :, None] - wanted[:, None, :]).abs().amax(0)
         if bool((distance.amin(0) > _TOLERANCE).any()):
-            continue
-        columns = distance.argmin(0).reshape(heads, width)
-        if bool((columns == columns[:, :1]).all()):
-            columns = columns[:, :1]
-        elif len(columns.unique()) != heads * width:
             return None
-        return GateFacts(name, "head" if columns.shape[1] == 1 else "full", linear, columns)
-    return None
+        rows.append(distance.argmin(0))
+    columns = torch.stack(rows)
+    if bool((columns == columns[:, :1]).all()):
+        columns = columns[:, :1]
+    return columns if len(columns.unique()) == columns.numel() else None
 
 
 def _refused(layer: Layer, problem: str) -> Refused:

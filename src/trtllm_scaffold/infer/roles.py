@@ -96,6 +96,9 @@ def _attention_parts(attention: AttentionFacts) -> dict[Linear, list[_Part]]:
         _add(parts, "attention.index_q", attention.indexer.query)
         _add(parts, "attention.index_k", attention.indexer.key)
         _add(parts, "attention.index_weights", attention.indexer.weights)
+    if attention.block_indexer is not None:
+        _add(parts, "attention.index_q", attention.block_indexer.query)
+        _add(parts, "attention.index_k", attention.block_indexer.key)
     _add(parts, "attention.o", attention.output)
     if attention.gate is not None:
         parts.setdefault(attention.gate.linear, []).append(
@@ -112,6 +115,9 @@ def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> N
         norms["attention.q_a_norm"] = attention.mla.q_norm
     if attention.indexer is not None:
         norms["attention.index_k_norm"] = attention.indexer.norm.facts
+    if attention.block_indexer is not None:
+        norms["attention.index_q_norm"] = attention.block_indexer.query_norm.facts
+        norms["attention.index_k_norm"] = attention.block_indexer.key_norm.facts
     for which, facts in zip("qk", attention.norms or (), strict=False):
         norms[f"attention.{which}_norm"] = facts
     for role, found in norms.items():
@@ -119,6 +125,8 @@ def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> N
             _put_norm(table, found, role)
     if attention.sinks is not None:
         table[attention.sinks] = RoleLayout(("attention.sinks",))
+    if attention.gate is not None and attention.gate.head_bias is not None:
+        table[attention.gate.head_bias] = RoleLayout(("attention.gate_bias",))
 
 
 def model_roles(graph: Graph, embedding: EmbeddingFacts, head: HeadFacts) -> dict[str, RoleLayout]:

@@ -8,8 +8,9 @@ import torch
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import scaled, strip
+from trtllm_scaffold.infer.block_indexer import find_choice
 from trtllm_scaffold.infer.graph import Node, Value
-from trtllm_scaffold.infer.indexer import Choice, check_visible, find_choice
+from trtllm_scaffold.infer.indexer import Choice, check_visible
 from trtllm_scaffold.infer.layers import Layer
 
 #: A value that is added to the scores, and the factor on it.

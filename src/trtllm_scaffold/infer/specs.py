@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.keys import SYNONYMS
-from trtllm_scaffold.infer.kinds import Kind
+from trtllm_scaffold.infer.kinds import Kind, Pattern
 from trtllm_scaffold.infer.labels import is_one
-from trtllm_scaffold.infer.layer_numbers import layer_factor
+from trtllm_scaffold.infer.layer_numbers import COEFFICIENTS, layer_factor
 from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
 from trtllm_scaffold.infer.moe_specs import FeedForwardBuilder
 from trtllm_scaffold.infer.norm import NormFacts
@@ -21,6 +23,7 @@ from trtllm_scaffold.infer.rotation import score_scale
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
 from trtllm_scaffold.spec import (
     AttentionSpec,
+    BlockIndexerSpec,
     BlockSpec,
     DenseHead,
     EmbeddingSpec,
@@ -86,21 +89,21 @@ class Builder:
         return replace(self, picks=kind.picks)
 
     def layer(
-        self, kind: Kind, rope: RopeSpec | None, scale_form: str, window: Quantity | None
+        self, kind: Kind, rope: RopeSpec | None, pattern: Pattern, window: Quantity | None
     ) -> LayerKind:
         """The spec of the layers of one kind.
 
         Args:
             kind: The kind.
             rope: Its rotation.
-            scale_form: See `Pattern`.
+            pattern: How numbers go with the layer.
             window: The window of the layers that have one, where a list holds each layer's.
         """
         own = self.of(kind)
         found = replace(self, picks=kind.window_picks)._window(window)
-        block = replace(self, picks=kind.block_picks)._block()
+        block = replace(self, picks=kind.block_picks)._block(pattern.coefficients)
         windowed = replace(self, picks=kind.window_picks).first.attention
-        attention = replace(own._attention(scale_form, found), chunked=windowed.chunked)
+        attention = replace(own._attention(pattern.scale_form, found), chunked=windowed.chunked)
         feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
         return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
 
@@ -171,12 +174,13 @@ class Builder:
             qkv_clip=self._optional("attention.qkv_clip", lambda f: f.attention.clip),
             clips_normed=facts.query.clips_normed,
             query_factor=self._query_factor(),
+            block_indexer=self._block_indexer(),
             output_gate=None if gate is None else gate.spec,
             output_norm=self.optional_norm(
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
             mla=mla,
-            shares_choice=facts.choice is not None and facts.indexer is None,
+            shares_choice=_shares_choice(facts),
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec
@@ -206,7 +210,30 @@ class Builder:
         period = self.fit(
             "attention.query_factor.period", lambda o: read(o).period, hints=("floor_scale",)
         )
-        return QueryFactorSpec(scale, period)
+        return QueryFactorSpec(scale, period, self.first.attention.query_factor.form)
+
+    def _block_indexer(self) -> BlockIndexerSpec | None:
+        if self.first.attention.block_indexer is None:
+            return None
+
+        def read(observation: Observation) -> BlockIndexerFacts:
+            found = self.at(observation).attention.block_indexer
+            assert found is not None
+            return found
+
+        def fit(name: str, number: Callable[[BlockIndexerFacts], int]) -> Quantity:
+            return self.fit(f"attention.{name}", lambda o: number(read(o)), hints=(name,))
+
+        return BlockIndexerSpec(
+            num_heads=fit("index_n_heads", lambda facts: facts.heads),
+            head_dim=fit("index_head_dim", lambda facts: facts.width),
+            block_size=fit("index_block_size", lambda facts: facts.block_size),
+            top_k=fit("index_topk_blocks", lambda facts: facts.top_k),
+            local_blocks=fit("index_local_blocks", lambda facts: facts.local_blocks),
+            query_norm=self.norm("attention.index_q_norm.eps", lambda o: read(o).query_norm.facts),
+            key_norm=self.norm("attention.index_k_norm.eps", lambda o: read(o).key_norm.facts),
+            style=read(self.observations[0]).style,
+        )
 
     def _qk_norm(self) -> QKNormSpec | None:
         facts = self.first.attention
@@ -220,7 +247,7 @@ class Builder:
 
         return QKNormSpec(self.norm("attention.qk_norm.eps", read), facts.scope, facts.when)
 
-    def _block(self) -> BlockSpec:
+    def _block(self, forms: Mapping[str, str]) -> BlockSpec:
         layer, block = self.first.layer, self.first.block
         places = {place: norm_name(layer, norm) for place, norm in block.norms.items()}
         named: dict[str, NormSpec] = {}
@@ -234,9 +261,8 @@ class Builder:
         spec = BlockSpec(
             parallel=block.parallel,
             norms=tuple(named.items()),
-            attention_coefficient=self._coefficient("attention_coefficient"),
-            mlp_coefficient=self._coefficient("mlp_coefficient"),
             residual_after_norm=block.residual_after_norm,
+            **{name: self._coefficient(name, forms) for name in COEFFICIENTS},  # type: ignore[arg-type]
             **places,  # type: ignore[arg-type]
         )
         self.witnesses.trace("norm.placement", layer.name, spec.placement)
@@ -251,11 +277,17 @@ class Builder:
         modules = layer.graph.model.get_submodule(layer.name).named_modules(prefix=layer.name)
         return [names[name] for name, _ in modules if name in names]
 
-    def _coefficient(self, which: str) -> Quantity | None:
+    def _coefficient(self, which: str, forms: Mapping[str, str]) -> Quantity | None:
+        fact = f"block.{which}"
+        if fact in forms:
+            first = tuple(getattr(o.layers[0].block, which) for o in self.observations)
+            found = Quantity(first[0], forms[fact])
+            self.witnesses.quantity(fact, self.observations[0].layers[0].layer.name, first, found)
+            return found
         seen = [getattr(self.at(o).block, which) for o in self.observations]
         if all(is_one(value) for value in seen):
             return None
-        return self._layer_fit(f"block.{which}", lambda f: getattr(f.block, which))
+        return self._layer_fit(fact, lambda f: getattr(f.block, which))
 
     def _layer_fit(self, fact: str, read: Callable[[LayerFacts], int | float]) -> Quantity:
         hints = SYNONYMS.get(fact.rpartition(".")[2], ())
@@ -317,6 +349,11 @@ class Builder:
 
         norm = self.norm("head.dense.norm.eps", read)
         return DenseHead(facts.activation, norm, facts.linear.bias is not None)
+
+
+def _shares_choice(facts: AttentionFacts) -> bool:
+    """Whether a layer sees keys that an earlier one has chosen."""
+    return facts.choice is not None and facts.indexer is None and facts.block_indexer is None
 
 
 def _final_norm(observation: Observation) -> NormFacts:

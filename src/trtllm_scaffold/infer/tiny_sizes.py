@@ -72,6 +72,14 @@ LATENT_ROLES = (
     "qk_rope_head_dim",
     "v_head_dim",
 )
+#: Keys of a block and chosen blocks: fewer than any traced or compared input has.
+BLOCKS: dict[tuple[str, int], tuple[int, int]] = {
+    ("published", 0): (4, 2),
+    ("published", 1): (3, 3),
+    ("odd", 0): (3, 2),
+    ("odd", 1): (2, 3),
+}
+
 #: Roles of an indexer's sizes, in the order of `Base.indexer`.
 INDEXER_ROLES = ("index_head_dim", "index_n_heads")
 
@@ -151,6 +159,8 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
         **dict(zip(LATENT_ROLES, base.latents, strict=True)),
         **dict(zip(INDEXER_ROLES, base.indexer, strict=True)),
     }
+    if "index_block_size" in real.sizes:
+        tiny.update(_block_sizes(real, tiny, (style, variant)))
     tiny["qk_head_dim"] = tiny["qk_nope_head_dim"] + tiny["qk_rope_head_dim"]
     if real.sizes.get("qk_rope_head_dim") == real.head_dim:  # what some call the rotated part
         tiny["head_dim"] = tiny["qk_rope_head_dim"]
@@ -161,6 +171,19 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
     if window >= real.sizes.get("max_position_embeddings", window + 1):
         del sizes["sliding_window"]  # never bites; kept as it is
     return {**sizes, ORIGINAL: original, "effective_head_dim": tiny["head_dim"]}
+
+
+def _block_sizes(real: Real, tiny: Mapping[str, int], which: tuple[Style, int]) -> dict[str, int]:
+    """The sizes of a choice of blocks of keys: heads for each group, and what is turned fits."""
+    block, chosen = BLOCKS[which]
+    groups = real.sizes.get("index_n_heads") == real.sizes.get("num_key_value_heads")
+    spare = 4 if real.fraction <= 0.75 else 0
+    return {
+        "index_block_size": block,
+        "index_topk_blocks": chosen,
+        "index_head_dim": tiny["head_dim"] - spare,
+        "index_n_heads": tiny["num_key_value_heads" if groups else "num_attention_heads"],
+    }
 
 
 def _heads(sizes: Mapping[str, int], base: Base) -> tuple[int, int]:

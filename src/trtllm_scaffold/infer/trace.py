@@ -163,7 +163,7 @@ def _read_layers(layers: list[Layer]) -> tuple[LayerFacts, ...]:
         if key not in known:
             known[key] = _read_layer(layer, moe)
         found = known[key].attention
-        if found.indexer is not None:
+        if found.indexer is not None or found.block_indexer is not None:
             chooser = layer
         elif found.choice is not None and (
             chooser is None or found.choice.node not in chooser.nodes

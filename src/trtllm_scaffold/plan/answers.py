@@ -11,7 +11,7 @@ Scalar = str | int | float | bool
 Answers = dict[str, Scalar | list[str] | list[int]]
 
 #: A power whose operands are names, attributes or numbers: ruff writes it without spaces.
-_SIMPLE_POWER = re.compile(r"([\w.]+|\)) \*\* (-?[\w.]+)")
+_SIMPLE_POWER = re.compile(r"(?<![\w.)])([\w.]+) \*\* (-?[\w.]+)")
 
 
 def code(quantity: Quantity | None) -> str:

@@ -51,9 +51,9 @@ def _check_layers(spec: ModelSpec) -> None:
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
-        own = dataclasses.replace(
-            kind.attention, window=None, chunked=False, query_factor=None, shares_choice=False
-        )
+        varying = {"window": None, "query_factor": None, "block_indexer": None}
+        flags = {"chunked": False, "shares_choice": False}
+        own = dataclasses.replace(kind.attention, **varying, **flags)  # type: ignore[arg-type]
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 
@@ -74,7 +74,13 @@ def _query_factor(spec: ModelSpec) -> QueryFactorSpec | None:
     rotated = [kind.attention.query_factor for kind in spec.layer_kinds if kind.rope]
     if len(found) > 1 or any(rotated):
         raise Refused("attention.query_factor", "not all layers without positions, or others too")
-    return next(iter(found), None)
+    factor, attention = next(iter(found), None), spec.layer.attention
+    if factor and not rotated:
+        raise Refused("attention.query_factor", "no layer has positions besides")
+    after = attention.qk_norm is not None and attention.qk_norm.when == "after_rope"
+    if factor and (attention.qkv_clip or (after and not _norms_rotated_only(spec))):
+        raise Refused("attention.query_factor", "beside a clip, or a norm that stands behind it")
+    return factor
 
 
 def _q_scaling(attention: AttentionSpec, exact_ramp: bool) -> str:
@@ -94,7 +100,8 @@ def is_reference(spec: ModelSpec) -> bool:
     """Whether the port must carry its own attention maths: no stock backend has these."""
     chunked = any(kind.attention.chunked for kind in spec.layer_kinds)
     capped = spec.layer.attention.softcap is not None
-    return capped or chunked or spec.position.kind == "alibi"
+    chooses = any(kind.attention.block_indexer is not None for kind in spec.layer_kinds)
+    return capped or chunked or chooses or spec.position.kind == "alibi"
 
 
 def has_native_qk_norm(spec: ModelSpec) -> bool:
@@ -105,6 +112,8 @@ def has_native_qk_norm(spec: ModelSpec) -> bool:
     attention = spec.layer.attention
     norm = attention.qk_norm
     if norm is None or attention.qkv_clip or is_reference(spec) or attention.sinks:
+        return False
+    if _query_factor(spec):  # it stands behind the norm
         return False
     weighted = norm.norm.kind == "rmsnorm" and norm.norm.weight
     plain = weighted and norm.scope == "head" and norm.when == "before_rope"
@@ -157,6 +166,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_chunked": _chunked(spec),
         "query_factor_scale": code(factor.scale) if factor else "",
         "query_factor_period": code(factor.period) if factor else "",
+        "query_factor_form": factor.form if factor else "",
         "qk_norm_rotated_only": _norms_rotated_only(spec),
         "attention_fuse_qk_norm": _fuses_qk_norm(spec),
         "attention_reference": is_reference(spec),
@@ -167,6 +177,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_gate": gate.width if gate else "",
         "attention_gate_activation": _GATES[gate.activation] if gate else "",
         "attention_gate_bias": gate.bias if gate else False,
+        "attention_gate_head_bias": gate.head_bias if gate else False,
         "output_norm": attention.output_norm is not None,
         "qk_norm": norm.scope if norm else "",
         "qk_norm_when": norm.when if norm and not native else "",

@@ -13,7 +13,8 @@ def block_form(block: BlockSpec, has_final_norm: bool, *, uniform: bool = True) 
     """``fused`` (norm(x, residual)), ``parallel`` or ``sequential`` (sums written out)."""
     if block.parallel:
         return "parallel"
-    plain = block.attention_coefficient is None and block.mlp_coefficient is None
+    factors = (block.attention_coefficient, block.mlp_coefficient)
+    plain = not any((*factors, block.attention_residual, block.mlp_residual))
     pre = block.placement == "pre" and not block.residual_after_norm
     both = block.attention_input_norm and block.mlp_input_norm
     fused = pre and plain and uniform and has_final_norm and both
@@ -61,4 +62,6 @@ def plan_block(spec: ModelSpec) -> Answers:
         "residual_after_norm": block.residual_after_norm,
         "attention_coefficient": attention,
         "mlp_coefficient": mlp,
+        "attention_residual": code(block.attention_residual),
+        "mlp_residual": code(block.mlp_residual),
     }

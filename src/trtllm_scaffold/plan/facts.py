@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
 from trtllm_scaffold.plan.position import has_exact_ramp
-from trtllm_scaffold.spec import AttentionSpec, LayerKind, MlaSpec, ModelSpec, NormSpec, RopeSpec
+from trtllm_scaffold.spec import (
+    AttentionSpec,
+    BlockIndexerSpec,
+    LayerKind,
+    MlaSpec,
+    ModelSpec,
+    NormSpec,
+    RopeSpec,
+)
 from trtllm_scaffold.targets.capability import KERNEL_HEAD_DIMS, KERNEL_LATENT_WIDTHS
 
 Fact = tuple[str, str]
@@ -34,12 +42,13 @@ def _head_dim(head_dim: float) -> str:
 def _attention_facts(attention: AttentionSpec) -> list[Fact]:
     if attention.mla is not None:
         return _latent_facts(attention, attention.mla)
-    qk_norm, gate = "none", "none"
+    qk_norm, gate, factor = "none", "none", attention.query_factor
     if attention.qk_norm:
         kind = attention.qk_norm.norm.label
         qk_norm = f"{kind}, {attention.qk_norm.scope}, {attention.qk_norm.when}"
     if attention.output_gate:
         gate = f"{attention.output_gate.activation}, {attention.output_gate.width}"
+        gate += ", bias per head" if attention.output_gate.head_bias else ""
     biases = {"q": attention.q_bias, "k": attention.k_bias, "v": attention.v_bias}
     return [
         ("attention.kind", attention.kind),
@@ -50,11 +59,19 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.softcap", _set(attention.softcap)),
         ("attention.sinks", _set(attention.sinks)),
         ("attention.chunk", "set" if attention.chunked else "none"),
-        ("attention.query_factor", _set(attention.query_factor)),
+        ("attention.query_factor", factor.form if factor else "none"),
+        ("attention.block_indexer", _block_indexer(attention.block_indexer)),
         ("attention.qkv_clip", _set(attention.qkv_clip)),
         ("attention.output_gate", gate),
         ("attention.output_norm", _norm(attention.output_norm)),
     ]
+
+
+def _block_indexer(indexer: BlockIndexerSpec | None) -> str:
+    if indexer is None:
+        return "none"
+    norms = dict.fromkeys((indexer.query_norm.label, indexer.key_norm.label))
+    return f"{indexer.style}, {' and '.join(norms)}"
 
 
 def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
@@ -96,7 +113,7 @@ def _mlp_facts(layer: LayerKind) -> list[Fact]:
     if mlp.kind == "gated":
         biases["gate"] = mlp.gate_bias
     return [
-        ("mlp.kind", f"{mlp.kind} {mlp.activation}"),
+        ("mlp.kind", mlp.label),
         ("mlp.bias", bias_pattern(biases, "all")),
         ("mlp.down_norm", _norm(mlp.down_norm)),
     ]
@@ -111,6 +128,7 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
             "block.coefficient",
             _set(layer.block.attention_coefficient or layer.block.mlp_coefficient),
         ),
+        ("block.residual", _set(layer.block.attention_residual or layer.block.mlp_residual)),
         *_mlp_facts(layer),
     ]
     if layer.rope:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trtllm_scaffold.plan.moe import experts_activation
 from trtllm_scaffold.plan.routing import is_own, scales_weights
 from trtllm_scaffold.spec import LayerKind, MlpSpec, MoeSpec, RouterSpec
 
@@ -44,7 +43,7 @@ def moe_facts(layer: LayerKind) -> list[Fact]:
         ("moe.routing", _routing(moe.router)),
         ("moe.scaling", _scaling(moe.router)),
         ("moe.softcap", "none" if moe.router.softcap is None else "set"),
-        ("moe.activation", experts_activation(layer)),
+        ("moe.activation", mlp.label),
         ("moe.bias", _biases(mlp)),
         ("moe.down_norm", mlp.down_norm.label if mlp.down_norm else "none"),
         ("moe.weight_on", _weight_on(moe)),
@@ -53,6 +52,6 @@ def moe_facts(layer: LayerKind) -> list[Fact]:
     if moe.shared:
         shared = moe.shared.mlp
         norm = ", normalised" if shared.down_norm else ""
-        facts.append(("moe.shared_mlp", f"{shared.kind} {shared.activation}{norm}"))
+        facts.append(("moe.shared_mlp", f"{shared.label}{norm}"))
         facts.append(("moe.shared_bias", _biases(shared)))
     return facts

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.block_indexer import block_indexer_of
 from trtllm_scaffold.plan.moe import dense_kind, plain_mlp
 from trtllm_scaffold.spec import MlpSpec, ModelSpec, Quantity
 
@@ -49,22 +50,27 @@ def _uses_functional(spec: ModelSpec) -> bool:
     own_mlp = mlp is not None and (mlp.kind == "plain" or mlp.activation != "silu")
     gate = spec.layer.attention.output_gate
     own_gate = gate is not None and gate.activation == "softplus"
-    return own_mlp or dense is not None or own_norm or own_gate
+    chooses = block_indexer_of(spec) is not None
+    return own_mlp or dense is not None or own_norm or own_gate or chooses
 
 
 def plan_mlp(spec: ModelSpec) -> Answers:
     """Answers of the mlp axis: of dense layers, or where there are none of shared experts."""
     mlp = plain_mlp(spec) or MlpSpec("gated", "silu", Quantity(0, "0"), False, False)
     constants = dict(mlp.activation_parameters)
-    code = ACTIVATION_CODE[mlp.activation]
+    activation = ACTIVATION_CODE[mlp.activation]
     return {
         "mlp_kind": mlp.kind if dense_kind(spec) else "",
         "mlp_activation": mlp.activation,
-        "mlp_activation_name": code.name,
-        "mlp_activation_function": code.body,
-        "mlp_activation_summary": code.summary,
-        "mlp_activation_gate": code.gate,
+        "mlp_activation_name": activation.name,
+        "mlp_activation_function": activation.body,
+        "mlp_activation_summary": activation.summary,
+        "mlp_activation_gate": activation.gate,
         "mlp_bias": mlp.gate_bias or mlp.up_bias or mlp.down_bias,
+        "mlp_changed": mlp.clamp is not None or mlp.swish_beta is not None or mlp.up_offset != 0,
+        "mlp_clamp": code(mlp.clamp),
+        "mlp_swish_beta": code(mlp.swish_beta),
+        "mlp_up_offset": float(mlp.up_offset),
         "mlp_down_norm": mlp.down_norm is not None,
         "xielu_beta": constants.get("beta", 0.0),
         "xielu_eps": constants.get("eps", 0.0),

@@ -108,17 +108,6 @@ def expert_sizes(spec: ModelSpec) -> dict[str, Quantity]:
     return sizes
 
 
-def experts_activation(kind: LayerKind) -> str:
-    """What stands between an expert's products, as the capability table names it."""
-    moe, mlp = kind.moe, kind.mlp
-    assert moe is not None
-    plain = moe.swish_beta is None and moe.up_offset == 0
-    text = f"{mlp.kind} {mlp.activation}"
-    if moe.clamp is None and plain:
-        return text
-    return f"{text}, clamped" if plain else f"{text}, with a slope and an offset"
-
-
 def _router_answers(router: RouterSpec) -> Answers:
     own = is_own(router)
     return {
@@ -145,13 +134,18 @@ def _experts_answers(kind: LayerKind, moe: MoeSpec) -> Answers:
     return {
         "moe_bias": kind.mlp.up_bias,
         "moe_weight_on_input": moe.weight_on == "input",
-        "moe_clamp": code(moe.clamp),
-        "moe_swish_beta": code(moe.swish_beta),
-        "moe_up_offset": float(moe.up_offset),
-        "moe_activation": experts_activation(kind),
+        "moe_clamp": code(kind.mlp.clamp),
+        "moe_swish_beta": code(kind.mlp.swish_beta),
+        "moe_up_offset": float(kind.mlp.up_offset),
+        "moe_activation": kind.mlp.label,
         "moe_shared": moe.shared.join if moe.shared else "",
         "moe_shared_bias": moe.shared.mlp.up_bias if moe.shared else False,
     }
+
+
+def _shown(mlp: MlpSpec) -> str:
+    numbers = [repr(part.expr if isinstance(part, Quantity) else part) for part in mlp.constants]
+    return f"{mlp.label} ({', '.join(numbers)})"
 
 
 def _sparse_layers(spec: ModelSpec) -> list[int]:
@@ -165,11 +159,13 @@ def plan_moe(spec: ModelSpec) -> Answers:
     if kind is None or kind.moe is None:
         return dict(_NOTHING)
     moe, dense = kind.moe, dense_kind(spec)
-    if moe.shared and dense and moe.shared.mlp.activation != dense.mlp.activation:
-        raise Refused(
-            "moe.shared",
-            f"shared experts have {moe.shared.mlp.activation}, dense layers {dense.mlp.activation}",
-        )
+    if moe.shared and dense:
+        ours, theirs = moe.shared.mlp, dense.mlp
+        if (ours.label, ours.constants) != (theirs.label, theirs.constants):
+            raise Refused(
+                "moe.shared",
+                f"shared experts have {_shown(ours)}, dense layers {_shown(theirs)}",
+            )
     if dense and dense.mlp.kind == "plain":
         raise Refused("mlp.kind", "a plain feed-forward in layers beside layers of experts")
     for name, size in expert_sizes(spec).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.block_indexer import block_indexer_norms
 from trtllm_scaffold.plan.indexer import indexer_norms
 from trtllm_scaffold.spec import ModelSpec, NormSpec
 
@@ -22,7 +23,7 @@ def named_norms(spec: ModelSpec) -> dict[str, NormSpec]:
         "head_norm": head.dense and head.dense.norm,
     }
     present = {name: norm for name, norm in optional.items() if norm}
-    return {**found, **present, **indexer_norms(spec)}
+    return {**found, **present, **indexer_norms(spec), **block_indexer_norms(spec)}
 
 
 def _options(norm: NormSpec) -> str:

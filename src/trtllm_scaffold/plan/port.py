@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.attention import plan_attention
 from trtllm_scaffold.plan.block import plan_block
+from trtllm_scaffold.plan.block_indexer import SYMBOLS as BLOCK_SYMBOLS
+from trtllm_scaffold.plan.block_indexer import plan_block_indexer
 from trtllm_scaffold.plan.embedding import plan_embedding
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
@@ -54,6 +56,7 @@ def _modeling_symbols(answers: Answers) -> set[str]:
     """TensorRT-LLM names that the rendered modeling file uses."""
     symbols = {*_ALWAYS, *_library_norms(answers)}
     symbols |= set(SYMBOLS) if answers["indexer"] else {str(answers["attention_base"])}
+    symbols |= set(BLOCK_SYMBOLS) if answers["block_indexer"] else set()
     if answers["mlp_kind"]:
         symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
     symbols |= moe_symbols(answers)
@@ -123,7 +126,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "support_reasons": list(support.because),
         "proven": spec.proven,
     }
-    attention = (plan_attention, plan_mla, plan_indexer)
+    attention = (plan_attention, plan_mla, plan_indexer, plan_block_indexer)
     axes = (plan_sizes, *attention, plan_position, plan_norm, plan_block, plan_mlp)
     for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights):
         answers.update(axis(spec))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
+from trtllm_scaffold.plan.block_indexer import block_indexer_sizes
 from trtllm_scaffold.plan.indexer import indexer_of, indexer_sizes
 from trtllm_scaffold.plan.mla import latent_sizes, model_eps
 from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
@@ -26,6 +27,7 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "head_dim": attention.head_dim,
         **latent_sizes(attention.mla),
         **indexer_sizes(spec),
+        **block_indexer_sizes(spec),
     }
     dense = dense_kind(spec)
     if dense is not None:

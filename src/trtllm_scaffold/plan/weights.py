@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
+from trtllm_scaffold.plan.block_indexer import MODULES as INDEX_MODULES
 from trtllm_scaffold.plan.indexer import own_target
 from trtllm_scaffold.plan.mla import MODULES, latent_transform, target_roles
 from trtllm_scaffold.plan.moe_weights import is_moe, moe_parameter, moe_transform
@@ -33,6 +34,7 @@ _ATTENTION = {
     "k_norm": "k_norm",
     "output_norm": "output_norm",
     **MODULES,
+    **INDEX_MODULES,
 }
 _MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj", "down_norm": "down_norm"}
 _QKV = {"q", "k", "v"}
@@ -54,8 +56,8 @@ def parameter_name(role: str) -> str:
     """
     if role == "head.bias":
         return "lm_head_bias"
-    if role == "attention.sinks":
-        return f"{_LAYER}.self_attn.sinks"
+    if role in ("attention.sinks", "attention.gate_bias"):
+        return f"{_LAYER}.self_attn.{role.partition('.')[2]}"
     stem, _, kind = role.rpartition(".")
     if stem in _MODEL_ROLES:
         return f"{_MODEL_ROLES[stem]}.{kind}"
@@ -146,9 +148,10 @@ def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
 def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
     """Whether some layers lack the tensor, be it that their norm before attention is missing.
 
-    Which layers have experts is known apart.
+    Which layers have experts, or choose blocks of keys, is known apart.
     """
-    if not tensor.only_layers or tensor.roles[0].startswith(("moe.", "mlp.")):
+    known_apart = ("moe.", "mlp.", "attention.index_")
+    if not tensor.only_layers or tensor.roles[0].startswith(known_apart):
         return False
     if tensor.roles[0].startswith("attention.index_"):
         return any(kind.attention.shares_choice for kind in spec.layer_kinds)

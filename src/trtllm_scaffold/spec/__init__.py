@@ -2,6 +2,7 @@
 
 from trtllm_scaffold.spec.attention import AttentionSpec, GateSpec, QKNormSpec, QueryFactorSpec
 from trtllm_scaffold.spec.block import BlockSpec
+from trtllm_scaffold.spec.block_indexer import BlockIndexerSpec
 from trtllm_scaffold.spec.checkpoint import CheckpointSpec, Layout, TensorSpec
 from trtllm_scaffold.spec.embedding import EmbeddingSpec
 from trtllm_scaffold.spec.evidence import Evidence
@@ -26,6 +27,7 @@ __all__ = [
     "ACTIVATIONS",
     "AlibiSpec",
     "AttentionSpec",
+    "BlockIndexerSpec",
     "BlockSpec",
     "CheckpointSpec",
     "DenseHead",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from trtllm_scaffold.spec.block_indexer import BlockIndexerSpec
 from trtllm_scaffold.spec.mla import MlaSpec
 from trtllm_scaffold.spec.norm import NormSpec
 from trtllm_scaffold.spec.quantity import Quantity
@@ -35,22 +36,28 @@ class GateSpec:
         activation: ``sigmoid`` or ``softplus``, of a linear function of the attention's input.
         width: ``full`` gives each element its own factor, ``head`` one to each head.
         bias: Whether the linear function has a bias.
+        head_bias: Whether one stored number for each head is added to all its columns.
     """
 
     activation: Literal["sigmoid", "softplus"]
     width: Literal["full", "head"]
     bias: bool = False
+    head_bias: bool = False
 
 
 @dataclass(frozen=True)
 class QueryFactorSpec:
-    """A factor on queries that grows with the position, in steps.
+    """A factor on queries that grows with the position.
 
-    It is ``1 + scale * log(1 + floor((position + 1) / period))``.
+    Attributes:
+        scale, period: Its numbers.
+        form: ``steps`` for ``1 + scale * log(1 + floor((position + 1) / period))``, ``power``
+            for ``(1 + (position + 1) / period) ** scale``.
     """
 
     scale: Quantity
     period: Quantity
+    form: Literal["steps", "power"] = "steps"
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class AttentionSpec:
         mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
             of its keys then, and its biases are told there.
         query_factor: The factor on queries that grows with the position, if any.
+        block_indexer: The choice of blocks of keys that are seen, if there is one.
         shares_choice: The layer sees the keys that the last layer before it with an indexer of
             its own has chosen (`MlaSpec.indexer` is that layer's).
     """
@@ -100,6 +108,7 @@ class AttentionSpec:
     mla: MlaSpec | None = None
     chunked: bool = False
     query_factor: QueryFactorSpec | None = None
+    block_indexer: BlockIndexerSpec | None = None
     shares_choice: bool = False
 
     @property

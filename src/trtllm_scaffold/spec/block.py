@@ -14,8 +14,8 @@ class BlockSpec:
 
     Sequential (x is the layer's input, every norm optional)::
 
-        h = post_attention(x + a * attention_output(attention(attention_input(x))))
-        y = post_mlp(h + m * mlp_output(mlp(mlp_input(h))))
+        h = post_attention(r * x + a * attention_output(attention(attention_input(x))))
+        y = post_mlp(s * h + m * mlp_output(mlp(mlp_input(h))))
 
     Parallel::
 
@@ -29,7 +29,9 @@ class BlockSpec:
             with one shared norm, `mlp_input_norm` equals `attention_input_norm`.
         norms: Each named norm, in the order of the HF module. Names are the attribute names
             of the HF layer, checked identifiers.
-        attention_coefficient, mlp_coefficient: a and m, or None for 1.
+        attention_coefficient, mlp_coefficient: a and m, or None for 1. Their expressions may
+            use ``layer_idx``; the value is that of the first layer then.
+        attention_residual, mlp_residual: r and s, the same way.
         residual_after_norm: In a sequential block, the sums add to the branch's normalised
             input instead of to x and h.
     """
@@ -45,6 +47,8 @@ class BlockSpec:
     attention_coefficient: Quantity | None = None
     mlp_coefficient: Quantity | None = None
     residual_after_norm: bool = False
+    attention_residual: Quantity | None = None
+    mlp_residual: Quantity | None = None
 
     @property
     def placement(self) -> str:

@@ -32,7 +32,8 @@ class TensorSpec:
             ``head.projection.weight``, ``final_norm.weight|bias``,
             ``norm.<name>.weight|bias`` (names of `BlockSpec.norms`),
             ``attention.q|k|v|o.weight|bias``, ``attention.q_norm|k_norm.weight|bias``,
-            ``attention.gate.weight|bias``, ``attention.output_norm.weight``,
+            ``attention.gate.weight|bias``, ``attention.gate_bias`` (one number for each head),
+            ``attention.output_norm.weight``,
             ``attention.q_a|q_b|kv_a|k_rope|k_b|v_b.weight|bias`` and
             ``attention.q_a_norm|kv_a_norm.weight|bias`` (see `MlaSpec`),
             ``attention.index_q|index_k|index_weights.weight`` and

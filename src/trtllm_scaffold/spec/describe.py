@@ -36,6 +36,26 @@ def _attention(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
         "sinks": attention.sinks,
         "qkv_clip": _value(attention.qkv_clip),
         **({} if attention.mla is None else {"latent": _latent(attention.mla)}),
+        **_blocks(spec),
+    }
+
+
+def _blocks(spec: ModelSpec) -> dict[str, Any]:
+    """The choice of blocks of keys, and which layers make it; nothing where none do."""
+    chosen = [spec.layer_kinds[kind].attention.block_indexer for kind in spec.layer_pattern]
+    indexer = next((found for found in chosen if found), None)
+    if indexer is None:
+        return {}
+    return {
+        "blocks": {
+            "num_heads": indexer.num_heads.value,
+            "head_dim": indexer.head_dim.value,
+            "block_size": indexer.block_size.value,
+            "top_k": indexer.top_k.value,
+            "local_blocks": indexer.local_blocks.value,
+            "style": indexer.style,
+            "layers": [index for index, found in enumerate(chosen) if found],
+        }
     }
 
 
@@ -85,10 +105,16 @@ def _mlp(spec: ModelSpec) -> dict[str, Any]:
         "intermediate_size": mlp.intermediate_size.value,
         "bias": mlp.up_bias,
     }
-    if chosen.moe:
-        dense = [index for index, kind in enumerate(spec.layer_pattern) if not experts[kind]]
-        found["moe"] = {"expert": mlp.kind, **_moe(chosen.moe), "dense_layers": dense}
-    return found
+    constants = {
+        "clamp": _value(mlp.clamp),
+        "swish_beta": _value(mlp.swish_beta),
+        "up_offset": mlp.up_offset,
+    }
+    if chosen.moe is None:
+        return {**found, **constants}
+    dense = [index for index, kind in enumerate(spec.layer_pattern) if not experts[kind]]
+    moe = {"expert": mlp.kind, **_moe(chosen.moe), **constants, "dense_layers": dense}
+    return {**found, "moe": moe}
 
 
 def _moe(moe: MoeSpec) -> dict[str, Any]:
@@ -114,9 +140,6 @@ def _moe(moe: MoeSpec) -> dict[str, Any]:
         "softcap": _value(router.softcap),
         "jitter": _value(router.jitter),
         "weight_on": moe.weight_on,
-        "clamp": _value(moe.clamp),
-        "swish_beta": _value(moe.swish_beta),
-        "up_offset": moe.up_offset,
         "shared": shared
         and {
             "join": shared.join,

@@ -77,14 +77,8 @@ class MoeSpec:
         router: The choice. What one expert computes is the layer kind's `mlp`.
         shared: The shared experts, or None.
         weight_on: Whether a weight multiplies the expert's output or its input.
-        clamp: Bound c of a clamped gate min(gate, c) and up clip(up, -c, c), if any.
-        swish_beta: b of gate * sigmoid(b * gate), where it is not 1.
-        up_offset: Added to up before the product, such as gpt-oss's 1.
     """
 
     router: RouterSpec
     shared: SharedSpec | None = None
     weight_on: Literal["output", "input"] = "output"
-    clamp: Quantity | None = None
-    swish_beta: Quantity | None = None
-    up_offset: float = 0.0

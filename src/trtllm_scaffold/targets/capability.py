@@ -110,9 +110,20 @@ _COMMON: dict[tuple[str, str], Capability] = {
         "the stock backend cuts the sequence into chunks in prefill alone"
     ),
     ("attention.query_factor", "none"): _NATIVE,
-    ("attention.query_factor", "set"): _expressed(
-        "queries of layers without positions are scaled in the port's attention"
-    ),
+    **{
+        ("attention.query_factor", form): _expressed(
+            "queries of layers without positions are scaled in the port's attention"
+        )
+        for form in ("steps", "power")
+    },
+    ("attention.block_indexer", "none"): _NATIVE,
+    **{
+        ("attention.block_indexer", f"{style}, {norm}"): _reference(
+            "no stock attention backend chooses blocks of keys"
+        )
+        for style in ("neox", "interleaved")
+        for norm in ("rmsnorm", "rmsnorm 1+w")
+    },
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,
@@ -121,7 +132,7 @@ _COMMON: dict[tuple[str, str], Capability] = {
             "the gate on the attention's output is a projection of the port"
         )
         for activation in ("sigmoid", "softplus")
-        for width in ("full", "head")
+        for width in ("full", "full, bias per head", "head")
     },
     ("attention.output_norm", "none"): _NATIVE,
     ("attention.output_norm", "rmsnorm"): _expressed(
@@ -160,11 +171,22 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("block.placement", "sandwich"): _expressed("norms on branch outputs are written out"),
     ("block.coefficient", "none"): _NATIVE,
     ("block.coefficient", "set"): _expressed("branches are scaled in the layer"),
+    ("block.residual", "none"): _NATIVE,
+    ("block.residual", "set"): _expressed("the residual stream is scaled in the layer"),
     ("mlp.kind", "gated silu"): _NATIVE,
-    ("mlp.kind", "gated gelu"): _expressed("the gated activation is a function of the port"),
-    ("mlp.kind", "gated gelu_tanh"): _expressed("the gated activation is a function of the port"),
-    ("mlp.kind", "gated relu"): _expressed("the gated activation is a function of the port"),
-    ("mlp.kind", "gated relu2"): _expressed("the gated activation is a function of the port"),
+    **{
+        ("mlp.kind", f"gated {activation}"): _expressed(
+            "the gated activation is a function of the port"
+        )
+        for activation in (
+            "gelu",
+            "gelu_tanh",
+            "relu",
+            "relu2",
+            "silu, clamped",
+            "silu, with a slope and an offset",
+        )
+    },
     ("mlp.kind", "plain xielu"): _expressed("the activation is a module of the port"),
     ("mlp.kind", "plain silu"): _NATIVE,
     ("mlp.kind", "plain gelu"): _NATIVE,

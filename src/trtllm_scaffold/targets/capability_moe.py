@@ -29,6 +29,10 @@ MOE: dict[tuple[str, str], Capability] = {
     ("moe.shared", "sigmoid_gate"): NATIVE,
     ("moe.shared", "mean"): expressed("the mean with the shared experts is taken in the port"),
     ("moe.shared_mlp", "gated silu"): NATIVE,
+    **{
+        ("moe.shared_mlp", changed): expressed("the gated activation is a function of the port")
+        for changed in ("gated silu, clamped", "gated silu, with a slope and an offset")
+    },
     ("moe.shared_bias", "none"): NATIVE,
     ("moe.shared_bias", "all"): NATIVE,
 }

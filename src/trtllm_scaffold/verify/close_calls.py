@@ -77,7 +77,7 @@ def _shares(method: Any, logits: torch.Tensor) -> torch.Tensor:
 
 
 def is_close_choice(scores: torch.Tensor, chosen: int, margin: float = MARGIN) -> torch.Tensor:
-    """Which rows of index scores [num_tokens, keys] are close calls: [num_tokens] bool.
+    """Which rows of index scores [num_tokens, ..., keys] are close calls: [num_tokens] bool.
 
     Args:
         scores: -inf where a key is later than the token.
@@ -88,8 +88,9 @@ def is_close_choice(scores: torch.Tensor, chosen: int, margin: float = MARGIN) -
         return torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     largest = scores.masked_fill(scores.isinf(), 0.0).abs().amax(dim=-1).clamp(min=1.0)
     ranked = scores.topk(chosen + 1, dim=-1).values
-    last, next_one = ranked[:, chosen - 1], ranked[:, chosen]
-    return (last - next_one < margin * largest) & ~next_one.isinf()
+    last, next_one = ranked[..., chosen - 1], ranked[..., chosen]
+    close = (last - next_one < margin * largest) & ~next_one.isinf()
+    return close.reshape(len(scores), -1).any(dim=-1)
 
 
 def choosers(model: nn.Module) -> list[Any]:

@@ -7,6 +7,11 @@ from typing import Any
 
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.sources.json_file import shown
+from trtllm_scaffold.verify.expected_indexer import (
+    indexer_parameters,
+    read_indexer_sizes,
+    small_indexer,
+)
 from trtllm_scaffold.verify.expected_mla import (
     is_latent,
     latent_parameters,
@@ -64,6 +69,7 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
             raise InputError(f"the answer {name} is {shown(value)}, not a size", where=_FILE)
         sizes[name] = value
     sizes.update(read_latent_sizes(answers))
+    sizes.update(read_indexer_sizes(answers))
     if sizes["num_hidden_layers"] > MAX_LAYERS:
         raise InputError(f"{sizes['num_hidden_layers']} layers, at most {MAX_LAYERS} are accepted")
     return {**sizes, **read_moe_sizes(answers)}
@@ -147,6 +153,7 @@ def _attention(
         yield from _norm(answers, "qk_norm", f"{_LAYER}.self_attn.{part}", size)
     name = f"{_LAYER}.self_attn.output_norm"
     yield from _norm(answers, "output_norm", name, (heads * head_dim,))
+    yield from indexer_parameters(answers, sizes)
     if answers.get("attention_sinks"):
         yield f"{_LAYER}.self_attn.sinks", Parameter((heads,))
 
@@ -159,6 +166,8 @@ def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tupl
     rows = heads if width == "head" else heads * sizes["head_dim"]
     name, shape = f"{_LAYER}.self_attn.gate_proj", (rows, sizes["hidden_size"])
     yield from linear(name, shape, bias=answers.get("attention_gate_bias"), split=0, heads=heads)
+    if answers.get("attention_gate_head_bias"):
+        yield f"{_LAYER}.self_attn.gate_bias", Parameter((heads,))
 
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
@@ -237,6 +246,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         "embedding_size": hidden if sizes["embedding_size"] == real_hidden else hidden - 3,
         **({"embedding_rows": 97} if "embedding_rows" in sizes else {}),
         **small_latents(sizes),
+        **small_indexer(sizes),
     }
     return {**small, **small_moe_sizes(sizes, small)}
 
@@ -254,6 +264,7 @@ def obstacle(parameters: Mapping[str, Parameter], tp_size: int) -> str:
     Whole heads go to a rank; key-value heads are repeated where there are fewer than ranks; the
     vocabulary is padded; every other split size must divide.
     """
+    indexed = any(".indexer.q_norm." in name for name in parameters)
     for name, item in parameters.items():
         if item.split is None:
             continue
@@ -261,7 +272,8 @@ def obstacle(parameters: Mapping[str, Parameter], tp_size: int) -> str:
             continue
         size = item.shape[item.split]
         if item.heads is not None:
-            repeated = ".k_proj." in name or ".v_proj." in name
+            # An index key has its place beside the key-value heads of a rank's own.
+            repeated = not indexed and (".k_proj." in name or ".v_proj." in name)
             fits = item.heads % tp_size == 0 or (repeated and tp_size % item.heads == 0)
             if not fits:
                 return f"{name}: {item.heads} heads"

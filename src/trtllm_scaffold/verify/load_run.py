@@ -47,6 +47,7 @@ def run_port(
     """The port's own function, with the attributes that `canonicalize` guarantees."""
     sparse = sparse_layers(port.answers)
     known: dict[str, Any] = {} if sparse is None else {"sparse_layers": sparse}
+    known["key_value_heads"] = sizes["num_key_value_heads"]  # its name beside an indexer
     if port.answers.get("indexer_condition"):
         known["index_layers"] = index_layers(port.answers)
     known["dense_intermediate_size"] = sizes["intermediate_size"]  # its name beside experts

@@ -196,9 +196,8 @@ class Formula:
         if self.kind is ActivationType.SiTu:
             return alpha * torch.tanh(gate / alpha) * gate.sigmoid() * beta * torch.tanh(up / beta)
         if limit is not None:
-            gate = torch.minimum(gate, torch.as_tensor(limit, dtype=gate.dtype).to(gate.device))
-            bound = torch.as_tensor(limit, dtype=up.dtype).to(up.device)
-            up = torch.maximum(torch.minimum(up, bound), -bound)
+            # A number stays on the host: a transfer per call would wait for the device.
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         scaled = gate if alpha is None else gate * alpha
         return gate * scaled.sigmoid() * (up if beta is None else up + beta)
 
