@@ -26,8 +26,13 @@ def layer_rows(full: Mapping[str, Any], layers: int) -> Rows:
 
 
 def is_per_layer(value: Any, layers: int) -> bool:
-    """Whether a value is a list with one entry for each layer."""
-    return isinstance(value, list) and len(value) == layers and layers > 1
+    """Whether a value is a list with one entry for each layer.
+
+    Numbers in the order of the layers are their places: one list names all of them.
+    """
+    if not isinstance(value, list) or len(value) != layers or layers < 2:
+        return False
+    return layers == 2 or value != list(range(layers))
 
 
 def is_by_layer(value: Any, layers: int) -> bool:

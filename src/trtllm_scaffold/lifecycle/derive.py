@@ -13,7 +13,7 @@ from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.names import PortNames
 
 if TYPE_CHECKING:
-    from trtllm_scaffold.sources import Sources
+    from trtllm_scaffold.sources import CheckpointHeader, Sources
     from trtllm_scaffold.spec import ModelSpec
 
 
@@ -68,18 +68,31 @@ class _Model:
 
 
 def _infer(record: Record, checkpoint: Path | None, trust_remote_code: bool) -> _Model:
-    from trtllm_scaffold.infer import infer
-    from trtllm_scaffold.pipeline import hf_classes, owned_files
+    from trtllm_scaffold.pipeline import hf_classes, owned_files, read_model
     from trtllm_scaffold.sources import load_path, read_header
 
     sources = load_path(record.root / "config.json")
+    sources = replace(sources, text_only=bool(record.answers.get("wrapper_config")))
     if checkpoint is not None:
         header = read_header(checkpoint)
         sources = replace(sources, folder=checkpoint.resolve(), header=header)
     _same_architecture(sources.raw["architectures"][0], record.architecture)
     classes = hf_classes(sources, trust_remote_code)
-    spec = infer(sources, classes)
-    return _Model(sources, spec, owned_files(sources, spec, classes))
+    seen = sources
+    if sources.text_only and checkpoint is None:
+        seen = replace(sources, header=_recorded_names(record))
+    spec, read, classes = read_model(seen, classes)
+    owned = {**owned_files(read, spec, classes), "config.json": sources.raw}
+    return _Model(sources, spec, owned)
+
+
+def _recorded_names(record: Record) -> CheckpointHeader:
+    """The names that a port of a text decoder was made for: a whole model may have several."""
+    from trtllm_scaffold.sources import CheckpointHeader, TensorInfo
+    from trtllm_scaffold.verify.port_files import read_port
+
+    names = [name for item in read_port(record.root).tensors for name in item.names()]
+    return CheckpointHeader(dict.fromkeys(names, TensorInfo(None, None, "checkpoint.json")))
 
 
 def _derive(record: Record, trtllm: str, model: _Model) -> Derived:

@@ -169,6 +169,12 @@ def _object(path: Path) -> dict[str, Any]:
     return parse_object(read_bytes(path, MAX_BYTES), str(path))
 
 
+def recorded_answers(root: Path) -> dict[str, Any]:
+    """The copier answers of the port in the folder `root`; none where it records none."""
+    path = root / ".copier-answers.yml"
+    return _answers(path) if path.is_file() else {}
+
+
 def _answers(path: Path) -> dict[str, Any]:
     import yaml
 
