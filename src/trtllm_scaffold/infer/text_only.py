@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.assembly import assemble
+from trtllm_scaffold.infer.assembly import assemble, odd_tiny
 from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.quantization import read_quantization
-from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.stored import saved_tensors
 from trtllm_scaffold.infer.stored_prefixes import Spelling, decoder_header, find_spelling
 from trtllm_scaffold.infer.tiny import build
@@ -128,7 +127,7 @@ def _text_raw(sources: Sources, classes: HFClasses, wrapper: Wrapper, tied: bool
 
 def _look(sources: Sources, raw: dict[str, Any], classes: HFClasses, wrapper: Wrapper) -> _Whole:
     """Build the decoder alone and the whole model around it, compare them, and save both."""
-    tiny = shrink(raw, replace(classes, wrapper=None), style="odd", variant=0)
+    tiny = odd_tiny(raw, replace(classes, wrapper=None), 0)
     decoder, _ = build(tiny, classes.config_class, classes.model_class, seed=_SEED)
     own = saved_tensors(decoder)
     embedding = _holder(own, decoder.get_input_embeddings())  # type: ignore[operator]

@@ -45,6 +45,20 @@ def is_by_layer(value: Any, layers: int) -> bool:
     )
 
 
+def own_sizes(full: Mapping[str, Any]) -> str:
+    """Say which sizes some layers have to themselves, by number; empty where none has."""
+    layers = full.get("num_hidden_layers")
+    told: dict[str, None] = {}
+    for key, value in full.items():
+        if not is_size(layers) or not is_by_layer(value, layers):
+            continue
+        for entry in value.values():
+            for name, own in entry.items() if isinstance(entry, Mapping) else ():
+                if is_size(own) and is_size(full.get(name)) and own != full[name]:
+                    told[f"{name} ({full[name]} and {own} in {key})"] = None
+    return f"layers differ in {', '.join(list(told)[:3])}" if told else ""
+
+
 def _is_places(key: str, value: Any, layers: int) -> bool:
     return not is_token(key) and not is_per_layer(value, layers) and is_places(value, layers)
 
