@@ -79,7 +79,8 @@ def _infer(record: Record, checkpoint: Path | None, trust_remote_code: bool) -> 
     _same_architecture(sources.raw["architectures"][0], record.architecture)
     classes = _classes(sources, record, trust_remote_code)
     seen = sources
-    if classes.wrapper is not None and checkpoint is None:
+    recorded = (record.root / "checkpoint.json").is_file()
+    if classes.wrapper is not None and checkpoint is None and recorded:
         seen = replace(sources, header=_recorded_names(record))
     spec, read, classes = read_model(seen, classes)
     owned = {**owned_files(read, spec, classes), "config.json": sources.raw}
@@ -102,9 +103,10 @@ def _classes(sources: Sources, record: Record, trust_remote_code: bool) -> HFCla
 def _recorded_names(record: Record) -> CheckpointHeader:
     """The names that a port of a text decoder was made for: a whole model may have several."""
     from trtllm_scaffold.sources import CheckpointHeader, TensorInfo
-    from trtllm_scaffold.verify.port_files import read_port
+    from trtllm_scaffold.verify.port_files import read_tensors
 
-    names = [name for item in read_port(record.root).tensors for name in item.names()]
+    stored = read_tensors(record.root / "checkpoint.json")
+    names = [name for item in stored for name in item.names()]
     return CheckpointHeader(dict.fromkeys(names, TensorInfo(None, None, "checkpoint.json")))
 
 
