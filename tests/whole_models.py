@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -73,3 +73,52 @@ def saved(raw: dict[str, Any], folder: Path) -> torch.nn.Module:
     transformers.logging.disable_progress_bar()
     model.save_pretrained(folder)  # type: ignore[operator]
     return model
+
+
+def private(raw: dict[str, Any], factor: float = 1.0) -> tuple[type[Any], type[Any]]:
+    """(configuration, class) of a whole model that exists nowhere else, of other module names.
+
+    Args:
+        raw: Its configuration, whose model_type and architecture the classes get.
+        factor: On the embeddings of every token, which its decoder alone does not know.
+    """
+    from torch import nn
+    from transformers import MistralModel, PreTrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
+    class Config(PreTrainedConfig):
+        model_type = raw["model_type"]
+        sub_configs: ClassVar[dict[str, Any]] = {"text_config": MistralModel.config_class}
+
+        def __init__(self, text_config: Any = None, **kwargs: Any) -> None:
+            values = text_config or {}
+            if isinstance(values, dict):
+                values = MistralModel.config_class(**values)
+            self.text_config = values
+            self.tie_word_embeddings = kwargs.pop("tie_word_embeddings", False)
+            super().__init__(**kwargs)
+
+    class Whole(PreTrainedModel):
+        config_class = Config
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.reader = MistralModel(config.text_config)
+            self.writer = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size)
+            self.writer.register_parameter("bias", None)
+            self.eye = nn.Linear(9, config.text_config.hidden_size)
+            self.post_init()
+
+        def get_input_embeddings(self) -> Any:
+            return self.reader.embed_tokens
+
+        def get_output_embeddings(self) -> Any:
+            return self.writer
+
+        def forward(self, input_ids: Any, use_cache: bool = False) -> Any:
+            embedded = self.reader.embed_tokens(input_ids) * factor
+            read = self.reader(inputs_embeds=embedded, use_cache=use_cache)
+            return CausalLMOutput(logits=self.writer(read.last_hidden_state))
+
+    Whole.__name__ = Whole.__qualname__ = raw["architectures"][0]
+    return Config, Whole

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,37 @@ def test_no_decoder_of_its_own_no_port(tmp_path: Path, llama: dict[str, Any]) ->
     quantized["quantization_config"]["quant_algo"] = "FP8"
     with pytest.raises(Refused, match="is quantized"):
         read(quantized, tmp_path)
+
+
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Make transformers know a whole model of module names that no model of its own has."""
+
+    def known(factor: float) -> dict[str, Any]:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+        raw = whole_models.mistral3(tie_word_embeddings=False)
+        del raw["vision_config"]
+        raw |= {"model_type": "private_whole", "architectures": ["PrivateWhole"]}
+        config_class, model_class = whole_models.private(raw, factor)
+        monkeypatch.setitem(CONFIG_MAPPING._extra_content, "private_whole", config_class)
+        transformers = sys.modules["transformers"]  # which its first import replaces
+        monkeypatch.setattr(transformers, "PrivateWhole", model_class, raising=False)
+        return raw
+
+    return known
+
+
+def test_module_names_of_the_whole_model_do_not_matter(
+    private: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    spec = read(private(1.0), tmp_path)
+    assert spec.wrapper is not None
+    assert dict(spec.wrapper.stored_prefixes) == {"model.": "reader.", "lm_head.": "writer."}
+    assert spec.wrapper.others == ("eye.",)
+    assert "reader.layers.{i}.mlp.up_proj.weight" in {t.name for t in spec.checkpoint.tensors}
+    with pytest.raises(Refused, match="PrivateWhole and MistralForCausalLM differ on text"):
+        read(private(1.01), tmp_path)
 
 
 OWN = {
