@@ -64,6 +64,9 @@ def test_the_checkpoint_settles_what_two_classes_say_of_the_head(tmp_path: Path)
 def test_no_decoder_of_its_own_no_port(tmp_path: Path, llama: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="holds no text decoder"):
         read(llama, tmp_path)
+    flat = {k: v for k, v in whole_models.gemma3().items() if k != "text_config"}
+    with pytest.raises(Refused, match="keeps its keys elsewhere"):
+        read(flat, tmp_path)
     strange = {**whole_models.gemma3(), "architectures": ["Gemma3Private"]}
     with pytest.raises(Refused, match="neither a class of Gemma3Config"):
         read(strange, tmp_path)

@@ -50,11 +50,18 @@ def find_text_decoder(
     config = whole_config(raw, config_class, where)
     text = config.get_text_config()
     keys = [key for key in getattr(config, "sub_configs", {}) if getattr(config, key, None) is text]
-    if text is config or not keys or not isinstance(raw.get(keys[0]), dict):
+    if text is config or not keys:
         raise InputError(
             f"{config_class.__name__} holds no text decoder of its own",
             where=where,
             hint="leave out --text-only",
+        )
+    if not isinstance(raw.get(keys[0]), dict):
+        raise Refused(
+            "modality",
+            f"{config_class.__name__} has a {keys[0]}, but this file keeps its keys elsewhere",
+            where=f"{where}: {keys[0]}",
+            hint=_HINT,
         )
     architecture = raw["architectures"][0]
     text_class = _causal_class(type(text), (text.model_type, raw["model_type"]), causal)
