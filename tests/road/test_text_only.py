@@ -14,10 +14,20 @@ from families import run_in
 from trtllm_scaffold.pipeline import new_port
 from trtllm_scaffold.sources import load_path
 from trtllm_scaffold.verify.harness import Driver, Piece, Setup, build_model
+from trtllm_scaffold.verify.parity import make_case
+from trtllm_scaffold.verify.port_files import read_port
 from trtllm_scaffold.verify.port_module import import_port, read_checkpoint
 from trtllm_scaffold.verify.runtime import start_runtime
+from trtllm_scaffold.verify.whole_model import check_whole_model
 
 LENGTH = 21
+
+#: What a port of a text decoder may do wrong: file, what stands there, what is made of it, and
+#: what the check of the whole model says of it.
+FAULTS = (
+    ("weights_gemma3.py", 'OTHERS = (\n    "multi_modal_projector.",', "OTHERS = (", "projector"),
+    ("modeling_gemma3.py", "= text_config(model_config.pre", "= (model_config.pre", "Gemma3Config"),
+)
 
 
 @pytest.mark.slow
@@ -35,6 +45,7 @@ def test_the_whole_models_folder_goes_the_same_road(tmp_path: Path) -> None:
     for command in (["ruff", "format", "--check", "."], ["ruff", "check", "."]):
         run_in(result.port, *command)
     _same_logits(model, folder, result.port / result.package)
+    _faults_are_caught(result.port, result.port / result.package)
 
 
 def _same_logits(model: torch.nn.Module, folder: Path, package: Path) -> None:
@@ -61,3 +72,17 @@ def _same_logits(model: torch.nn.Module, folder: Path, package: Path) -> None:
     unknown = {**weights, "language_model.model.surprise.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match=r"surprise\.weight is in the checkpoint but not in"):
         build_model(config, unknown, setup)
+
+
+def _faults_are_caught(port: Path, package: Path) -> None:
+    files = read_port(port)
+    for name, right, wrong, reason in FAULTS:
+        path = package / name
+        before = path.read_text()
+        assert right in before
+        path.write_text(before.replace(right, wrong))
+        import_port(package)
+        with make_case(files.tiny_configs[0], package) as case:
+            found = check_whole_model(case, files)
+        assert found.status == "failed" and reason in found.reason, found
+        path.write_text(before)
