@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from trtllm_scaffold.options import (
     Port,
     Revision,
     Runtime,
+    TextOnly,
     Trust,
 )
 
@@ -86,6 +88,7 @@ def new(
         bool, typer.Option("--allow-unproven", help="Accept a model that has no HF class to run.")
     ] = False,
     trust_remote_code: Trust = False,
+    text_only: TextOnly = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write into a non-empty folder.")] = False,
     in_tree: Annotated[
@@ -105,7 +108,7 @@ def new(
     from trtllm_scaffold.pipeline import new_port
 
     result = new_port(
-        sources,
+        replace(sources, text_only=text_only),
         dest or Path(sources.default_name),
         name=name,
         package=package,
@@ -133,12 +136,13 @@ def inspect(
     ] = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
+    text_only: TextOnly = False,
     as_json: Json = False,
 ) -> int:
     """Infer one model and print the result."""
     from trtllm_scaffold.sources import load_sources
 
-    sources = load_sources(model, revision)
+    sources = replace(load_sources(model, revision), text_only=text_only)
     from trtllm_scaffold.pipeline import inspect_model
 
     inspection = inspect_model(sources, trust_remote_code=trust_remote_code)

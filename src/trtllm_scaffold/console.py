@@ -121,6 +121,7 @@ def print_inspection(document: Document, as_json: bool, explain: bool) -> int:
     write("", sys.stdout)
     support = document["support"].items()
     rows = [(f"TensorRT-LLM {name}", *_support(level)) for name, level in support]
+    rows += [(*row, "") for row in _text_only(document)]
     table([("facts", "traced" if document["proven"] else "unproven", ""), *rows], indent=2)
     if explain:
         write("", sys.stdout)
@@ -168,7 +169,8 @@ def print_new(document: Document, dry: Sequence[str], as_json: bool, must_pass: 
     absent = "dry run" if dry else "a check failed" if code == FAILED else ""
     rows = [("port", f"{port} (not written: {absent})" if absent else port)]
     support = ": ".join(filter(None, _support(document["support"])))
-    table([*rows, ("package", str(document["package"])), ("support", support)])
+    rows += [("package", str(document["package"])), ("support", support)]
+    table([*rows, *_text_only(document)])
     if document["checks"]:
         write("", sys.stdout)
         _check_table(document["checks"])
@@ -258,6 +260,11 @@ def _check_table(checks: Sequence[Document]) -> None:
 def _verdict(passed: bool) -> None:
     word = "passed" if passed else "failed"
     write("\n" + paint(word, word, sys.stdout), sys.stdout)
+
+
+def _text_only(document: Document) -> list[tuple[str, str]]:
+    """Return the row that says what a port of a text decoder leaves out."""
+    return [("text only", clean(document["text_only"]))] if "text_only" in document else []
 
 
 def _support(support: Document) -> tuple[str, str]:

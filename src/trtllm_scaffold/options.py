@@ -52,6 +52,10 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the model's own code. Read it first.")
 ]
 Port = Annotated[Path, typer.Argument(help="The folder that `new` wrote.", metavar="PORT")]
+TextOnly = Annotated[
+    bool,
+    typer.Option("--text-only", help="Port the text decoder of a model that reads more than text."),
+]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit on the hub.", metavar="REV")
 ]

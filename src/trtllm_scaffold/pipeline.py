@@ -54,6 +54,7 @@ class Inspection:
             "evidence": evidence,
             "proven": spec.proven,
             "support": {name: support(spec, name).to_json() for name in GENERATIONS},
+            **({"text_only": text_only_note(spec)} if spec.wrapper else {}),
         }
 
 
@@ -69,6 +70,7 @@ class NewResult:
         files: Every file of the port, relative to it.
         patch: Its patch against TensorRT-LLM's tree, where one was asked for.
         proven: Whether an HF class of the model was run to read it.
+        text_only: What was left out, where only the text decoder was ported.
     """
 
     port: Path
@@ -78,6 +80,7 @@ class NewResult:
     files: tuple[str, ...] = ()
     patch: Path | None = None
     proven: bool = True
+    text_only: str = ""
 
     @property
     def passed(self) -> bool:
@@ -95,6 +98,7 @@ class NewResult:
             "passed": self.passed,
             "proven": self.proven,
             **({} if self.patch is None else {"patch": str(self.patch)}),
+            **({"text_only": self.text_only} if self.text_only else {}),
         }
 
 
@@ -108,6 +112,7 @@ def _find_classes(sources: Sources, trust_remote_code: bool) -> HFClasses | None
         hf_id=sources.hf_id,
         commit=sources.commit,
         where=sources.where,
+        text_only=sources.text_only,
     )
 
 
@@ -126,12 +131,16 @@ def hf_classes(sources: Sources, trust_remote_code: bool) -> HFClasses:
     return classes
 
 
-def _read(sources: Sources, classes: HFClasses | None) -> tuple[ModelSpec, Sources, HFClasses]:
+def read_model(sources: Sources, classes: HFClasses | None) -> tuple[ModelSpec, Sources, HFClasses]:
     """The spec, with the sources and classes that it was read from; without any, assumed ones."""
     if classes is None:
         from trtllm_scaffold.infer.unproven import infer_unproven
 
         return infer_unproven(sources)
+    if classes.wrapper is not None:
+        from trtllm_scaffold.infer.text_only import infer_text
+
+        return (*infer_text(sources, classes), replace(classes, wrapper=None))
     from trtllm_scaffold.infer import infer
 
     return infer(sources, classes), sources, classes
@@ -139,8 +148,17 @@ def _read(sources: Sources, classes: HFClasses | None) -> tuple[ModelSpec, Sourc
 
 def inspect_model(sources: Sources, trust_remote_code: bool = False) -> Inspection:
     """Infers what the model of `sources` is; nothing is written."""
-    spec, _, _ = _read(sources, _find_classes(sources, trust_remote_code))
+    spec, _, _ = read_model(sources, _find_classes(sources, trust_remote_code))
     return Inspection(spec, sources.hf_id)
+
+
+def text_only_note(spec: ModelSpec) -> str:
+    """What a port of a text decoder leaves out; empty where it is the whole model."""
+    if spec.wrapper is None:
+        return ""
+    parts = ", ".join(prefix.rstrip(".") for prefix in spec.wrapper.others)
+    ignored = f"; ignored by name: {parts}" if parts else ""
+    return f"the text decoder of {spec.architecture} ({spec.wrapper.text_class}) alone{ignored}"
 
 
 def _experts(spec: ModelSpec) -> int | float:
@@ -164,6 +182,7 @@ def owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[s
     attention: dict[str, Any] = {}
     if spec.reference_attention != "eager":
         attention = {"attn_implementation": spec.reference_attention}
+    named = {"architectures": [spec.architecture]} if spec.wrapper else {}
     tensors = [
         {
             "name": tensor.name,
@@ -182,6 +201,7 @@ def owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[s
             f"tests/configs/{style}.json": {
                 **shrink(sources.raw, classes, style=style),
                 **attention,
+                **named,
             }
             for style in _STYLES
         },
@@ -223,7 +243,7 @@ def new_port(
 
         warm_up()
     progress("reading the architecture off a tiny instance")
-    spec, read, classes = _read(sources, classes)
+    spec, read, classes = read_model(sources, classes)
     names = port_names(spec, name, package)
     if tree is not None:
         refuse_taken(tree, names.name, spec.architecture)
@@ -234,6 +254,7 @@ def new_port(
         result = NewResult(
             dest, names.package, plan.support, files=_files(port), proven=spec.proven
         )
+        result = replace(result, text_only=text_only_note(spec))
         if dry_run:
             return result
         if prove:

@@ -8,6 +8,7 @@ import pytest
 from zoo_specs import ENTRIES, infer_from, spec_of
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.tiny_layers import is_per_layer, kept_layers, layer_rows
 from trtllm_scaffold.spec import AlibiSpec, LayerKind, SinusoidalSpec
 
 SLIDING = 'config.layer_types[layer_idx] == "sliding_attention"'
@@ -203,3 +204,17 @@ def test_dense_decoders_without_an_expression_are_refused(name: str) -> None:
     with pytest.raises(Refused) as caught:
         spec_of(name)
     assert caught.value.axis in ("attention", "block", "position")
+
+
+def test_numbers_in_the_order_of_the_layers_are_places() -> None:
+    """A list of the layers with experts names all of them: it sets no layer apart."""
+    assert not is_per_layer([0, 1, 2, 3], 4)
+    assert is_per_layer([0, 1, 2, 2], 4)
+    assert is_per_layer([0, 1], 2), "two flags"
+    full = {"moe_layers": [0, 1, 2, 3, 4, 5], "no_rope_layers": [1, 1, 0, 1, 1, 0]}
+    assert kept_layers(layer_rows(full, 6), 3) != tuple(range(6))
+
+
+def test_sizes_that_layers_have_to_themselves_are_named() -> None:
+    with pytest.raises(Refused, match="layers differ in head_dim .32 and 24 in per_layer_config"):
+        spec_of("dots3_note_text")

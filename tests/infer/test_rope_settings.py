@@ -18,6 +18,7 @@ SETTINGS = {
     "default": {},
     "linear": {"factor": 4.0},
     "llama3": {**COMMON, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "llama3 without a blend": {**COMMON, "low_freq_factor": 1.0, "high_freq_factor": 1.0},
     "yarn": COMMON,
     "yarn without truncation": {**COMMON, "truncate": False, "beta_fast": 20.0, "beta_slow": 2.0},
     "yarn with mscale": {**COMMON, "mscale": 0.7, "mscale_all_dim": 0.3},

@@ -67,7 +67,7 @@ def test_an_unknown_family_without_code_is_none():
             {"model_type": "gemma3", "architecture": "Gemma3ForConditionalGeneration"},
             "modality",
             "text_config makes it a wrapper",
-            'model_type "gemma3_text" and architectures ["Gemma3ForCausalLM"]',
+            "--text-only ports its text decoder alone, as Gemma3ForCausalLM",
         ),
         (
             {
@@ -77,7 +77,7 @@ def test_an_unknown_family_without_code_is_none():
             },
             "modality",
             "text_config",
-            '["MistralForCausalLM"]',
+            "as MistralForCausalLM",
         ),
         (
             {"model_type": "zork", "architecture": "Zork", "vision_config": {}},

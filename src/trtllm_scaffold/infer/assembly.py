@@ -7,7 +7,7 @@ from typing import Any
 
 from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
-from trtllm_scaffold.infer.effective import build_config
+from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.evidence import Witnesses
 from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern, listed_window
 from trtllm_scaffold.infer.labels import structure
@@ -19,6 +19,7 @@ from trtllm_scaffold.infer.quantization import quantization_evidence, read_quant
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.sizes import ObservedSizes, infer_sizes
 from trtllm_scaffold.infer.specs import Builder
+from trtllm_scaffold.infer.tiny_layers import own_sizes
 from trtllm_scaffold.infer.trace import Observation, observe
 from trtllm_scaffold.sources import Sources
 from trtllm_scaffold.sources.hf_class import HFClasses
@@ -98,18 +99,31 @@ def _last_names(found: type) -> tuple[str, str]:
     return found.__module__.rpartition(".")[2], found.__name__
 
 
-def _observe(
-    sources: Sources, classes: HFClasses, variant: int, *, whole_depth: bool = False
-) -> Observation:
+def odd_tiny(
+    raw: dict[str, Any], classes: HFClasses, variant: int, *, whole_depth: bool = False
+) -> dict[str, Any]:
+    """The tiny configuration that a trace runs on.
+
+    Raises:
+        Refused: The class takes the real one, but no tiny one; names the layers' own sizes where
+            there are some.
+    """
     try:
-        tiny = shrink(sources.raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
+        return shrink(raw, classes, style="odd", variant=variant, whole_depth=whole_depth)
     except InputError as error:  # the class has taken the real one
+        own = own_sizes({**raw, **effective(build_config(raw, classes))})
         raise Refused(
-            "model",
-            f"no tiny configuration of it is consistent: {error.message}",
+            "attention" if own else "model",
+            own or f"no tiny configuration of it is consistent: {error.message}",
             where=error.where,
             hint="models whose sizes are numbers at the top of the configuration are observed",
         ) from error
+
+
+def _observe(
+    sources: Sources, classes: HFClasses, variant: int, *, whole_depth: bool = False
+) -> Observation:
+    tiny = odd_tiny(sources.raw, classes, variant, whole_depth=whole_depth)
     found = observe(tiny, classes.config_class, classes.model_class, seed=variant)
     check_uniform(found)
     return found

@@ -75,11 +75,15 @@ def yarn_magnitude(factor: float, weight: float) -> float:
 
 
 def _llama3(frequency: float, factor: float, settings: Mapping[str, Any]) -> float:
-    """Low frequencies divided by `factor`, high ones kept, a linear blend between."""
+    """Low frequencies divided by `factor`, high ones kept, a linear blend between.
+
+    Where both ends are the same number of turns, nothing lies between.
+    """
     original = float(settings["original_max_position_embeddings"])
     low, high = float(settings["low_freq_factor"]), float(settings["high_freq_factor"])
     turns = original * frequency / (2 * math.pi)
-    share = min(1.0, max(0.0, (turns - low) / (high - low)))
+    blend = (turns - low) / (high - low) if high != low else float(turns > low)
+    share = min(1.0, max(0.0, blend))
     return (1 - share) * frequency / factor + share * frequency
 
 

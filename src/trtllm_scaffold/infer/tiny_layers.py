@@ -26,8 +26,13 @@ def layer_rows(full: Mapping[str, Any], layers: int) -> Rows:
 
 
 def is_per_layer(value: Any, layers: int) -> bool:
-    """Whether a value is a list with one entry for each layer."""
-    return isinstance(value, list) and len(value) == layers and layers > 1
+    """Whether a value is a list with one entry for each layer.
+
+    Numbers in the order of the layers are their places: one list names all of them.
+    """
+    if not isinstance(value, list) or len(value) != layers or layers < 2:
+        return False
+    return layers == 2 or value != list(range(layers))
 
 
 def is_by_layer(value: Any, layers: int) -> bool:
@@ -38,6 +43,20 @@ def is_by_layer(value: Any, layers: int) -> bool:
         and all(str(k).isdecimal() and len(str(k)) < 6 and int(k) < layers for k in value)
         and any(isinstance(entry, Mapping) for entry in value.values())
     )
+
+
+def own_sizes(full: Mapping[str, Any]) -> str:
+    """Say which sizes some layers have to themselves, by number; empty where none has."""
+    layers = full.get("num_hidden_layers")
+    told: dict[str, None] = {}
+    for key, value in full.items():
+        if not is_size(layers) or not is_by_layer(value, layers):
+            continue
+        for entry in value.values():
+            for name, own in entry.items() if isinstance(entry, Mapping) else ():
+                if is_size(own) and is_size(full.get(name)) and own != full[name]:
+                    told[f"{name} ({full[name]} and {own} in {key})"] = None
+    return f"layers differ in {', '.join(list(told)[:3])}" if told else ""
 
 
 def _is_places(key: str, value: Any, layers: int) -> bool:

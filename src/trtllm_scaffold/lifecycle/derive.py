@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.lifecycle.record import ANSWERS, Record
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.names import PortNames
 
 if TYPE_CHECKING:
-    from trtllm_scaffold.sources import Sources
+    from trtllm_scaffold.sources import CheckpointHeader, Sources
+    from trtllm_scaffold.sources.hf_class import HFClasses
     from trtllm_scaffold.spec import ModelSpec
 
 
@@ -68,8 +69,7 @@ class _Model:
 
 
 def _infer(record: Record, checkpoint: Path | None, trust_remote_code: bool) -> _Model:
-    from trtllm_scaffold.infer import infer
-    from trtllm_scaffold.pipeline import hf_classes, owned_files
+    from trtllm_scaffold.pipeline import owned_files, read_model
     from trtllm_scaffold.sources import load_path, read_header
 
     sources = load_path(record.root / "config.json")
@@ -77,9 +77,37 @@ def _infer(record: Record, checkpoint: Path | None, trust_remote_code: bool) -> 
         header = read_header(checkpoint)
         sources = replace(sources, folder=checkpoint.resolve(), header=header)
     _same_architecture(sources.raw["architectures"][0], record.architecture)
-    classes = hf_classes(sources, trust_remote_code)
-    spec = infer(sources, classes)
-    return _Model(sources, spec, owned_files(sources, spec, classes))
+    classes = _classes(sources, record, trust_remote_code)
+    seen = sources
+    recorded = (record.root / "checkpoint.json").is_file()
+    if classes.wrapper is not None and checkpoint is None and recorded:
+        seen = replace(sources, header=_recorded_names(record))
+    spec, read, classes = read_model(seen, classes)
+    owned = {**owned_files(read, spec, classes), "config.json": sources.raw}
+    return _Model(sources, spec, owned)
+
+
+def _classes(sources: Sources, record: Record, trust_remote_code: bool) -> HFClasses:
+    """The classes of the port's model: a port of a whole model is one of its text decoder."""
+    from trtllm_scaffold.pipeline import hf_classes
+
+    if not record.answers.get("wrapper_config"):
+        try:
+            return hf_classes(sources, trust_remote_code)
+        except Refused as refusal:
+            if record.answers or refusal.axis != "modality":
+                raise
+    return hf_classes(replace(sources, text_only=True), trust_remote_code)
+
+
+def _recorded_names(record: Record) -> CheckpointHeader:
+    """The names that a port of a text decoder was made for: a whole model may have several."""
+    from trtllm_scaffold.sources import CheckpointHeader, TensorInfo
+    from trtllm_scaffold.verify.port_files import read_tensors
+
+    stored = read_tensors(record.root / "checkpoint.json")
+    names = [name for item in stored for name in item.names()]
+    return CheckpointHeader(dict.fromkeys(names, TensorInfo(None, None, "checkpoint.json")))
 
 
 def _derive(record: Record, trtllm: str, model: _Model) -> Derived:

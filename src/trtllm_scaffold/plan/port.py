@@ -24,6 +24,7 @@ from trtllm_scaffold.plan.position import plan_position
 from trtllm_scaffold.plan.sizes import plan_sizes
 from trtllm_scaffold.plan.support import Support, refuse_unless_supported
 from trtllm_scaffold.plan.weights import plan_weights
+from trtllm_scaffold.plan.wrapper import plan_wrapper
 from trtllm_scaffold.spec import ModelSpec
 
 #: Symbols of every dense port.
@@ -97,6 +98,8 @@ def _reference_class(spec: ModelSpec) -> str:
     """Name of the HF class that the port's tests hold it against."""
     if spec.own_code:
         return spec.own_code[1]
+    if spec.wrapper:
+        return spec.wrapper.text_class
     return spec.assumed[1] if spec.assumed else spec.architecture
 
 
@@ -128,7 +131,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
     }
     attention = (plan_attention, plan_mla, plan_indexer, plan_block_indexer)
     axes = (plan_sizes, *attention, plan_position, plan_norm, plan_block, plan_mlp)
-    for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights):
+    for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights, plan_wrapper):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))
     assert json.loads(json.dumps(answers)) == answers, "answers must be JSON-plain"

@@ -41,6 +41,7 @@ class Sources:
         folder: The folder that holds the config.json.
         hf_id: The model's id on the hub; None for a path.
         commit: The hub commit; None for a path.
+        text_only: Take the text decoder out of a model that reads more than text.
     """
 
     raw: dict[str, Any]
@@ -50,6 +51,7 @@ class Sources:
     folder: Path
     hf_id: str | None = None
     commit: str | None = None
+    text_only: bool = False
 
     @property
     def default_name(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from trtllm_scaffold.errors import EnvironmentProblem, InputError, Refused, ScaffoldError
 from trtllm_scaffold.sources.json_file import shown
+from trtllm_scaffold.sources.wrapper import Wrapper, find_text_decoder
 
 _CLASS_REFERENCE = re.compile(r"(?:[\w.-]+/[\w.-]+--)?[A-Za-z_]\w*\.[A-Za-z_]\w*", re.ASCII)
 
@@ -27,11 +28,13 @@ class HFClasses:
         config_class: A PretrainedConfig class.
         model_class: A causal language model class.
         remote: Whether they are the model's own code rather than transformers'.
+        wrapper: The whole model that they are the text decoder of, or None.
     """
 
     config_class: type[Any]
     model_class: type[Any]
     remote: bool = False
+    wrapper: Wrapper | None = None
 
 
 def resolve_classes(
@@ -42,6 +45,7 @@ def resolve_classes(
     hf_id: str | None = None,
     commit: str | None = None,
     where: str = "config.json",
+    text_only: bool = False,
 ) -> HFClasses | None:
     """Decide which classes a validated config stands for.
 
@@ -52,6 +56,7 @@ def resolve_classes(
         hf_id: The model's id on the hub; its own code is then fetched from there.
         commit: The hub commit of that code.
         where: The config as messages name it.
+        text_only: Take the text decoder out of a model that reads more than text.
 
     Returns:
         The classes, or None when transformers does not know the model_type.
@@ -70,6 +75,9 @@ def resolve_classes(
         raise EnvironmentProblem(f"transformers cannot be imported: {error}", hint=hint) from error
 
     references = raw.get("auto_map")
+    if text_only and references is not None and trust_remote_code:
+        problem = "the text decoder of a model that brings its own code has no class to be held to"
+        raise Refused("modality", problem, where=f"{where}: auto_map", hint="leave out --text-only")
     if references is not None and trust_remote_code:
         return _remote_classes(references, hf_id or str(folder), commit, where)
     model_type, architecture = raw["model_type"], raw["architectures"][0]
@@ -87,6 +95,10 @@ def resolve_classes(
         return None
     config_class = CONFIG_MAPPING[model_type]
     _refuse_encoder_decoder(raw, config_class, where)
+    if text_only:
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        text_config, text_class, wrapper = find_text_decoder(raw, config_class, causal, where)
+        return HFClasses(text_config, text_class, wrapper=wrapper)
     _refuse_other_modalities(raw, config_class, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, where)
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
     if architecture != known:
@@ -122,10 +134,7 @@ def _refuse_other_modalities(
         decoder = causal.get(text_type) if isinstance(text_type, str) else None
         hint = "use a model that reads text alone"
         if decoder:
-            hint = (
-                f"its text decoder may work: save text_config as a config.json of its own, with "
-                f'model_type "{text_type}" and architectures ["{decoder}"]'
-            )
+            hint = f"--text-only ports its text decoder alone, as {decoder}"
         raise Refused("modality", f"{key} makes it {meaning}", where=f"{where}: {key}", hint=hint)
 
 

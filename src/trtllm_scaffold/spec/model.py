@@ -15,6 +15,7 @@ from trtllm_scaffold.spec.moe import MoeSpec
 from trtllm_scaffold.spec.position import PositionSpec, RopeSpec
 from trtllm_scaffold.spec.quantity import Quantity
 from trtllm_scaffold.spec.quantization import QuantizationSpec
+from trtllm_scaffold.spec.wrapper import WrapperSpec
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class ModelSpec:
         reference_attention: Which of HF's attentions was read: ``eager`` (written out), or the
             class's default one where the written-out one has no label.
         assumed: HF's configuration and model class that an unproven model was read as, or None.
+        wrapper: The whole model that this is the text decoder of, or None. `architecture` and
+            `model_type` are then the whole model's.
         own_code: (module, class) of the HF model where the model brings its own code, else None.
         hidden_size, num_hidden_layers, vocab_size, max_position_embeddings: Sizes.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
@@ -83,6 +86,7 @@ class ModelSpec:
     reference_attention: str = "eager"
     own_code: tuple[str, str] | None = None
     assumed: tuple[str, str] | None = None
+    wrapper: WrapperSpec | None = None
 
     @property
     def layer(self) -> LayerKind:

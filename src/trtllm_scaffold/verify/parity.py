@@ -123,7 +123,7 @@ def make_case(
     config = load_config(path)
     with quiet(), tempfile.TemporaryDirectory(prefix="trtllm-scaffold-") as folder:
         reference = reference_model(config, seed)
-        save_checkpoint(reference, Path(folder))
+        save_checkpoint(reference, Path(folder), package)
         case = Case(
             path, package, config, reference, Path(folder), read_checkpoint(Path(folder)), []
         )

@@ -71,7 +71,8 @@ def _bf16_errors(case: Case) -> tuple[float, float]:
     count = 0
     for seed in _BF16_SEEDS:
         reference = reference_model(case.config, seed)
-        rounded, weights = rounded_to(reference, torch.bfloat16), _stored(reference)
+        rounded = rounded_to(reference, torch.bfloat16)
+        weights = _stored(reference, case.package)
         for inputs in case.inputs:
             setup = case.setup(inputs, BACKENDS[0], torch.bfloat16)
             model = build_model(case.config, weights, setup)
@@ -101,7 +102,7 @@ def _rounded_logits(rounded: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
         raise EnvironmentProblem(f"HF's own model fails in bf16: {describe(error)}") from error
 
 
-def _stored(reference: nn.Module) -> dict[str, torch.Tensor]:
+def _stored(reference: nn.Module, package: Path) -> dict[str, torch.Tensor]:
     with quiet(), tempfile.TemporaryDirectory(prefix="trtllm-scaffold-") as folder:
-        save_checkpoint(reference, Path(folder))
+        save_checkpoint(reference, Path(folder), package)
         return read_checkpoint(Path(folder))

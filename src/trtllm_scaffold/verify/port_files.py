@@ -118,7 +118,7 @@ def read_port(port: Path) -> PortFiles:
         name=_name(package),
         answers=MappingProxyType(_answers(root / ".copier-answers.yml")),
         config=MappingProxyType(_object(root / "config.json")),
-        tensors=_tensors(root / "checkpoint.json"),
+        tensors=read_tensors(root / "checkpoint.json"),
     )
 
 
@@ -169,6 +169,12 @@ def _object(path: Path) -> dict[str, Any]:
     return parse_object(read_bytes(path, MAX_BYTES), str(path))
 
 
+def recorded_answers(root: Path) -> dict[str, Any]:
+    """The copier answers of the port in the folder `root`; none where it records none."""
+    path = root / ".copier-answers.yml"
+    return _answers(path) if path.is_file() else {}
+
+
 def _answers(path: Path) -> dict[str, Any]:
     import yaml
 
@@ -183,7 +189,12 @@ def _answers(path: Path) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()}
 
 
-def _tensors(path: Path) -> tuple[StoredTensor, ...]:
+def read_tensors(path: Path) -> tuple[StoredTensor, ...]:
+    """What a port's ``checkpoint.json`` says is stored.
+
+    Raises:
+        InputError: If it is malformed.
+    """
     entries = _object(path).get("tensors")
     if not isinstance(entries, list) or not entries:
         raise InputError("no list 'tensors'", where=str(path))

@@ -15,7 +15,9 @@ import torch
 
 from trtllm_scaffold.errors import CheckFailed, EnvironmentProblem, InputError, ScaffoldError
 from trtllm_scaffold.sources.json_file import parse_object, read_bytes
+from trtllm_scaffold.verify.decoder_names import store_as_whole
 from trtllm_scaffold.verify.own_code import own_config_class, own_model_class
+from trtllm_scaffold.verify.port_files import recorded_answers
 
 _MAX_CONFIG_BYTES = 4 * 1024 * 1024
 
@@ -210,14 +212,16 @@ def _biases(model: torch.nn.Module) -> list[torch.Tensor]:
     ]
 
 
-def save_checkpoint(model: torch.nn.Module, folder: Path) -> None:
+def save_checkpoint(model: torch.nn.Module, folder: Path, package: Path) -> None:
     """Store `model` as HF does, so that names and layouts are those of real checkpoints.
 
+    Those of the text decoder in a whole model, where the port in `package` is one.
     Its generation settings are not: some are refused beside the cache that a proof turns off.
     """
     if getattr(model, "generation_config", None) is not None:
         model.generation_config = type(model.generation_config)()
     model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    store_as_whole(folder, recorded_answers(package.parent))
 
 
 def as_checkpoint(model: torch.nn.Module) -> dict[str, torch.Tensor]:

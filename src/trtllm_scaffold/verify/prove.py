@@ -225,6 +225,10 @@ class _Proof:
 
         self.tell("runtime rules")
         checks = [check_meta_init(case), check_lora(case)]
+        if self.files.answers.get("wrapper_config"):
+            from trtllm_scaffold.verify.whole_model import check_whole_model
+
+            checks.append(check_whole_model(case, self.files))
         if self.device == "cpu":
             return [*checks, skipped("CUDA graph", "needs a CUDA device")]
         own = self.files.answers.get("attention_reference") or self.files.answers.get("indexer")

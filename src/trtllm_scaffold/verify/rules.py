@@ -42,8 +42,8 @@ def check_meta_init(case: Case) -> Check:
             measured["parameters_made_early"] = len(left)
             _materialise(model, setup.device)
             load_model(model, case.weights)
-            expected = _prefill(case, case.model(setup), setup)
-            error = relative_error(_prefill(case, model, setup), expected)
+            expected = prefill(case, case.model(setup), setup)
+            error = relative_error(prefill(case, model, setup), expected)
         measured["relative_error"] = error
         if not error <= FP32_BOUND:
             problems.append(
@@ -81,7 +81,7 @@ def _materialise(model: nn.Module, device: str) -> None:
     model._apply(real)
 
 
-def _prefill(case: Case, model: Any, setup: Setup) -> torch.Tensor:
+def prefill(case: Case, model: Any, setup: Setup) -> torch.Tensor:
     """Logits [n, vocab_size] of the first sequence."""
     tokens = case.inputs[0].sequences[0]
     with Driver(model, setup) as driver:

@@ -23,6 +23,7 @@ class Entry:
         architecture: The causal-LM class.
         category: One of `CATEGORIES`.
         overrides: Keys that differ from the class's defaults.
+        text_only: Port the text decoder alone, as ``new --text-only`` does.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Entry:
     architecture: str
     category: str
     overrides: dict[str, Any]
+    text_only: bool = False
 
 
 def load_entries(path: Path | None = None) -> tuple[Entry, ...]:

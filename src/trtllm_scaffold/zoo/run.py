@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,13 @@ def run_entry(entry: Entry, folder: Path, trtllm: str) -> Outcome:
     found: dict[str, Any] = {"status": "error"}
     try:
         source = load_path(_write_config(entry, folder / "sources" / entry.name))
+        source = replace(source, text_only=entry.text_only)
         port = folder / "ports" / entry.name
         result = new_port(source, port, trtllm=trtllm, force=True)
         failed = [check for check in result.checks if check.status == "failed"]
         # A small instance has small heads, which say nothing of its family.
         level, facts = result.support.without("attention.head_dim")
+        facts = (*(["text decoder alone (--text-only)"] if entry.text_only else []), *facts)
         found = {
             "status": "passed" if result.passed else "failed",
             "level": level.name,
