@@ -82,6 +82,7 @@ def attention_calls(config: Any, classes: HFClasses, layers_name: str) -> tuple[
     try:
         config = copy.deepcopy(config)
         config._experts_implementation = "eager"
+        config.dtype = torch.float32  # a config whose model was saved has a name there
         model = build_meta_model(config, classes).eval()
         names = {module: name for name, module in model.named_modules()}
         with _registered(lambda module, call: found.setdefault(names[module], []).append(call)):
@@ -89,18 +90,17 @@ def attention_calls(config: Any, classes: HFClasses, layers_name: str) -> tuple[
             _run(model)
     except Exception as error:  # the class's own code raises whatever it likes
         raise NotTold(f"the class does not run without values: {one_line(error)}") from error
-    calls = []
-    for index in range(len(model.get_submodule(layers_name))):
-        own = [
-            c
-            for name in found
-            if f"{name}.".startswith(f"{layers_name}.{index}.")
-            for c in found[name]
-        ]
-        if len(own) != 1:
-            raise NotTold(f"layer {index} calls transformers' attention function {len(own)} times")
-        calls.append(own[0])
-    return tuple(calls)
+    layers = len(model.get_submodule(layers_name))
+    return tuple(_only_call(found, f"{layers_name}.{index}.") for index in range(layers))
+
+
+def _only_call(found: dict[str, list[AttentionCall]], layer: str) -> AttentionCall:
+    calls = [call for name in found if name.startswith(layer) for call in found[name]]
+    if not calls:
+        raise NotTold("the class's attention is code of its own")
+    if len(calls) > 1:
+        raise NotTold(f"{layer.rstrip('.')} calls its attention {len(calls)} times")
+    return calls[0]
 
 
 def _run(model: Any) -> None:

@@ -175,10 +175,11 @@ def _differences(
         except NotTold as reason:
             found["window"] = ("a window", str(reason))
             break
-        if first != said.first_key(position):
-            found["window"] = tuple(
-                f"{position - key + 1} keys seen at position {position}"
-                for key in (said.first_key(position), first)
+        if first != (ours := said.first_key(position)):
+            where = f"at position {position}"
+            found["window"] = (
+                f"{position - ours + 1} keys {where}",
+                f"{position - first + 1} keys {where}",
             )
             break
     return found
@@ -204,8 +205,8 @@ def _shown(said: Sequence[_Said]) -> dict[str, str | int | float | None]:
     for fact in rows[0]:
         values = [row[fact] for row in rows]
         each = list(dict.fromkeys(values))
-        counted = ", ".join(f"{_text(v)} in {values.count(v)} layers" for v in each[:4])
-        found[fact] = each[0] if len(each) == 1 else counted
+        counted = ", ".join(f"{_text(v)} in {values.count(v)}" for v in each)
+        found[fact] = each[0] if len(each) == 1 else f"{counted} of {len(rows)} layers"
     return found
 
 
