@@ -6,13 +6,19 @@ import copy
 from dataclasses import replace
 
 import pytest
+import torch
 from published_configs import FOLDER, classes_of, load
 from transformers import LlamaForCausalLM
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    chunked_causal_mask_function,
+    padding_mask_function,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer import assembly, infer
+from trtllm_scaffold.infer.attention_calls import AttentionCall, NotTold
 from trtllm_scaffold.infer.real_size import check_real_size
 from trtllm_scaffold.sources import Sources
 from trtllm_scaffold.sources.hf_class import HFClasses
@@ -88,13 +94,13 @@ WRONG = {
         "head_dim": Quantity(144, "config.hidden_size // config.num_attention_heads")
     },
     "softcap of layer 0: .* say none, .* shows 50": {"softcap": None},
-    "window of layer 0: .* say 144 keys at position 144, .* shows 145 keys": {
+    "window of layer 0: .* say 144 keys seen at position 144, .* shows 145 keys": {
         "window": Quantity(144, "config.query_pre_attn_scalar")
     },
-    "window of layer 0: .* say 8192 keys at position 8191, .* shows 4096 keys": {
+    "window of layer 0: .* say 8192 keys seen at position 8191, .* shows 4096 keys": {
         "window": Quantity(8192, "config.max_position_embeddings")
     },
-    "window of layer 0: .* say 1 keys at position 4096, .* shows 4096 keys": {"chunked": True},
+    "window of layer 0: .* say 1 keys seen at position 4096, .* shows 4096 keys": {"chunked": True},
 }
 
 
@@ -138,3 +144,14 @@ def test_what_the_class_does_not_tell_is_said_to_be_left_out():
     assert scaled.pop("attention.scale").startswith("left out: the class hands 1 to its attention")
     assert scaled["attention.num_attention_heads"] == 12
     assert not [value for value in scaled.values() if "left out" in str(value)]
+
+
+def test_a_chunk_is_read_from_its_mask_and_values_are_never_made_up():
+    call = AttentionCall(8, 8, 64, 64, 0.125, None, None)
+    chunk = chunked_causal_mask_function(8192, torch.zeros(1, dtype=torch.long, device="meta"))
+    chunked = replace(call, mask=chunk)
+    assert [chunked.first_key(at) for at in (8191, 8192, 20000)] == [0, 8192, 16384]
+    padded = replace(call, mask=padding_mask_function(torch.ones(1, 4, device="meta")))
+    for untold in (call, padded):
+        with pytest.raises(NotTold):
+            untold.first_key(10)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from trtllm_scaffold.infer.effective import build_meta_model, one_line
 from trtllm_scaffold.sources.hf_class import HFClasses
@@ -62,8 +63,9 @@ class AttentionCall:
             raise NotTold("the mask is not made by transformers' mask functions")
         at = [torch.tensor(index, device="cpu") for index in (0, 0, position, key)]
         try:
-            return bool(self.mask(*at))
-        except Exception as error:  # it may depend on tensors that have no values here
+            with _Zeros():
+                return bool(self.mask(*at))
+        except Exception as error:  # it may ask a tensor for a value at this position
             raise NotTold(f"the mask depends on more than positions: {one_line(error)}") from error
 
 
@@ -125,6 +127,20 @@ class _WithoutValues(TorchDispatchMode):
         if name == "aten::nonzero" and args[0].is_meta:
             return torch.empty((0, args[0].dim()), dtype=torch.long, device="meta")
         return func(*args, **(kwargs or {}))
+
+
+class _Zeros(TorchDispatchMode):
+    """Takes tensors without values for zeros, as the padding on the left of a sequence is."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+
+        def valued(item: Any) -> Any:
+            known = not isinstance(item, torch.Tensor) or not item.is_meta
+            return item if known else torch.zeros(item.shape, dtype=item.dtype, device="cpu")
+
+        args, kwargs = tree_map(valued, (args, kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextmanager

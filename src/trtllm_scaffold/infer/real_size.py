@@ -7,7 +7,7 @@ proof too, whose models are as tiny.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def check_real_size(
     """
     try:
         calls = attention_calls(config, classes, spec.layers_name)
-        left_out = _not_as_traced(observations, classes)
+        left_out = {**_not_as_traced(observations, classes), **_masks_not_told(calls)}
     except NotTold as reason:
         return (_evidence("attention", f"left out: {reason}"),)
     if len(calls) != len(spec.layer_pattern):
@@ -146,6 +146,7 @@ def _not_as_traced(observations: Iterable[Observation], classes: HFClasses) -> d
     reasons: dict[str, str] = {}
     for observation in observations:
         calls = attention_calls(observation.config, classes, observation.layers_name)
+        reasons.update(_masks_not_told(calls))
         for layer, call in zip(observation.layers, calls, strict=True):
             said = _of_trace(layer, observation.config)
             found = _differences(said, call, range(SEQUENCE), _MEASURED, reasons)
@@ -156,12 +157,22 @@ def _not_as_traced(observations: Iterable[Observation], classes: HFClasses) -> d
     return reasons
 
 
+def _masks_not_told(calls: Iterable[AttentionCall]) -> dict[str, str]:
+    """Why windows are left out, where some layer's mask is no rule of positions."""
+    for call in calls:
+        try:
+            call.first_key(1)
+        except NotTold as reason:
+            return {"window": str(reason)}
+    return {}
+
+
 def _differences(
     said: _Said,
     call: AttentionCall,
     positions: Iterable[int],
     rtol: float,
-    left_out: dict[str, str],
+    left_out: Mapping[str, str],
 ) -> dict[str, tuple[str, str]]:
     """The facts that differ, each with what is said and what the call shows."""
     found = {}
@@ -170,17 +181,10 @@ def _differences(
         if fact not in left_out and not _equal(number, seen, rtol):
             found[fact] = (_text(number), _text(seen))
     for position in () if "window" in left_out else positions:
-        try:
-            first = call.first_key(position)
-        except NotTold as reason:
-            found["window"] = ("a window", str(reason))
-            break
-        if first != (ours := said.first_key(position)):
-            where = f"at position {position}"
-            found["window"] = (
-                f"{position - ours + 1} keys {where}",
-                f"{position - first + 1} keys {where}",
-            )
+        ours, theirs = said.first_key(position), call.first_key(position)
+        if ours != theirs:
+            where = f"keys seen at position {position}"
+            found["window"] = (f"{position - ours + 1} {where}", f"{position - theirs + 1} {where}")
             break
     return found
 
