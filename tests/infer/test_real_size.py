@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer import assembly, infer
-from trtllm_scaffold.infer.attention_calls import AttentionCall, NotTold
+from trtllm_scaffold.infer.attention_calls import AttentionCall, Mask, NotTold
 from trtllm_scaffold.infer.real_size import check_real_size
 from trtllm_scaffold.sources import Sources
 from trtllm_scaffold.sources.hf_class import HFClasses
@@ -149,9 +149,9 @@ def test_what_the_class_does_not_tell_is_said_to_be_left_out():
 def test_a_chunk_is_read_from_its_mask_and_values_are_never_made_up():
     call = AttentionCall(8, 8, 64, 64, 0.125, None, None)
     chunk = chunked_causal_mask_function(8192, torch.zeros(1, dtype=torch.long, device="meta"))
-    chunked = replace(call, mask=chunk)
+    chunked = replace(call, mask=Mask(chunk))
     assert [chunked.first_key(at) for at in (8191, 8192, 20000)] == [0, 8192, 16384]
-    padded = replace(call, mask=padding_mask_function(torch.ones(1, 4, device="meta")))
+    padded = replace(call, mask=Mask(padding_mask_function(torch.ones(1, 4, device="meta"))))
     for untold in (call, padded):
         with pytest.raises(NotTold):
             untold.first_key(10)

@@ -18,9 +18,6 @@ from trtllm_scaffold.sources.hf_class import HFClasses
 _NAME = "trtllm_scaffold_probe"
 _TOKENS = 4
 
-#: (batch, head, query, key) -> whether the query sees the key, as transformers writes a mask.
-MaskRule = Callable[..., Any]
-
 
 class NotTold(Exception):
     """The class does not say it through transformers' attention interface; the text says why."""
@@ -44,7 +41,7 @@ class AttentionCall:
     value_width: int
     scale: float
     softcap: float | None
-    mask: MaskRule | None
+    mask: Mask | None
 
     def first_key(self, position: int) -> int:
         """The first key that the query at `position` sees, all behind it being seen too.
@@ -52,19 +49,37 @@ class AttentionCall:
         Raises:
             NotTold: The mask is not a rule of positions alone.
         """
-        low, high = 0, position
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self._sees(position, middle) else (middle + 1, high)
-        return low
-
-    def _sees(self, position: int, key: int) -> bool:
         if self.mask is None:
             raise NotTold("the mask is not made by transformers' mask functions")
+        return self.mask.first_key(position)
+
+
+class Mask:
+    """A mask of transformers, which layers share: asked once for each position.
+
+    Args:
+        rule: (batch, head, query, key) -> whether the query sees the key.
+    """
+
+    def __init__(self, rule: Callable[..., Any]) -> None:
+        self._rule = rule
+        self._known: dict[int, int] = {}
+
+    def first_key(self, position: int) -> int:
+        """See `AttentionCall.first_key`."""
+        if position not in self._known:
+            low, high = 0, position
+            while low < high:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._sees(position, middle) else (middle + 1, high)
+            self._known[position] = low
+        return self._known[position]
+
+    def _sees(self, position: int, key: int) -> bool:
         at = [torch.tensor(index, device="cpu") for index in (0, 0, position, key)]
         try:
             with _Zeros():
-                return bool(self.mask(*at))
+                return bool(self._rule(*at))
         except Exception as error:  # it may ask a tensor for a value at this position
             raise NotTold(f"the mask depends on more than positions: {one_line(error)}") from error
 
@@ -149,14 +164,14 @@ def _registered(seen: Callable[[Any, AttentionCall], None]) -> Iterator[None]:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    rules: dict[int, tuple[torch.Tensor, MaskRule]] = {}  # by storage: a class may cut a mask
+    rules: dict[int, tuple[torch.Tensor, Mask]] = {}  # by storage: a class may cut a mask
 
-    def mask(*_: Any, mask_function: MaskRule, **__: Any) -> torch.Tensor:
+    def mask(*_: Any, mask_function: Callable[..., Any], **__: Any) -> torch.Tensor:
         made = torch.empty((1, 1, _TOKENS, _TOKENS), device="meta")
-        rules[made.untyped_storage()._cdata] = made, mask_function
+        rules[made.untyped_storage()._cdata] = made, Mask(mask_function)
         return made
 
-    def rule_of(made: torch.Tensor | None) -> MaskRule | None:
+    def rule_of(made: torch.Tensor | None) -> Mask | None:
         known = None if made is None else rules.get(made.untyped_storage()._cdata)
         return known and known[1]
 
