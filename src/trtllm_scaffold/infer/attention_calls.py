@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,10 +121,21 @@ def _only_call(found: dict[str, list[AttentionCall]], layer: str) -> AttentionCa
 
 
 def _run(model: Any) -> None:
-    with torch.device("meta"), torch.no_grad(), _WithoutValues():
+    with torch.device("meta"), torch.no_grad(), _without_autocast(), _WithoutValues():
         tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
         # a mask of padding tells the class not to look into the positions for packed sequences
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Let ``torch.autocast`` do nothing: it knows no meta device, and transformers 4 asks it."""
+    kept = torch.autocast
+    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        torch.autocast = kept  # type: ignore[misc]
 
 
 class _WithoutValues(TorchDispatchMode):
