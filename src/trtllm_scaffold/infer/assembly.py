@@ -16,6 +16,7 @@ from trtllm_scaffold.infer.normalize import dtype
 from trtllm_scaffold.infer.positions import build_position, build_ropes
 from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.quantization import quantization_evidence, read_quantization
+from trtllm_scaffold.infer.real_size import check_real_size
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.sizes import ObservedSizes, infer_sizes
 from trtllm_scaffold.infer.specs import Builder
@@ -65,7 +66,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         for kind, rope in zip(pattern.kinds, ropes, strict=True)
     )
     check_experts(kinds, checkpoint)
-    return ModelSpec(
+    spec = ModelSpec(
         source=sources.hf_id or str(sources.where),
         model_type=str(sources.raw["model_type"]),
         architecture=_architecture(sources, classes),
@@ -85,6 +86,8 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         reference_attention=str(observations[0].config._attn_implementation),
         own_code=_last_names(classes.model_class) if classes.remote else None,
     )
+    seen = check_real_size(spec, observations, config, classes)
+    return replace(spec, evidence=(*spec.evidence, *seen))
 
 
 def _architecture(sources: Sources, classes: HFClasses) -> str:

@@ -11,8 +11,9 @@ class Evidence:
 
     Attributes:
         fact: Dotted name of the fact, such as ``attention.kind`` or ``position.rope.theta``.
-        witness: ``config``, ``trace``, ``checkpoint``, ``class default``, ``proof``, or
-            ``assumption`` where nothing could be run.
+        witness: ``config``, ``trace``, ``checkpoint``, ``class default``, ``real size`` (the
+            class at its real size, without weights), ``proof``, or ``assumption`` where nothing
+            could be run.
         where: The key, module or tensor it was read from.
         value: What was read, as JSON-plain data.
     """
