@@ -10,12 +10,19 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.conditions import Key, all_of, candidate_keys, per_layer
 from trtllm_scaffold.infer.keys import is_size
 from trtllm_scaffold.infer.labels import Label, layer_facts
-from trtllm_scaffold.infer.layer_numbers import scale_form, theta_list, window_list
+from trtllm_scaffold.infer.layer_numbers import (
+    heads_list,
+    scale_form,
+    theta_list,
+    window_list,
+)
 from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import Quantity
 
 _WINDOW = ("attention.window", "attention.chunked")
+_HEADS = ("attention.num_attention_heads", "attention.num_key_value_heads", "attention.sinks")
 _ROTATION = (
+    *_HEADS,
     "attention.qk_norm",
     "attention.query_factor",
     "attention.scale",
@@ -27,7 +34,10 @@ _NORMS = ("block.norms",)
 _FORM = ("mlp.form",)
 #: Facts in which the layers of one model may differ. Every other must be the same in all.
 MAY_VARY = (*_WINDOW, *_ROTATION, *_NORMS, *_FORM)
-_HINT = "layers that differ in window, rope, their first norm and in having experts are expressed"
+_HINT = (
+    "layers that differ in window, rope, heads, sinks, their first norm and in having experts "
+    "are expressed"
+)
 #: Facts -> the field of `Pattern` with the list that holds their numbers.
 _LISTS = {"attention.window": "window_list", "position.style": "theta_list"}
 _STATED = (
@@ -74,6 +84,7 @@ class Pattern:
             empty where it does not.
         theta_list: The list that holds each layer's rotary base; empty for none.
         window_list: The list that holds each layer's window; empty for none.
+        heads_list: The list that holds each layer's number of query heads; empty for none.
     """
 
     kinds: tuple[Kind, ...]
@@ -82,6 +93,7 @@ class Pattern:
     scale_form: str = ""
     theta_list: str = ""
     window_list: str = ""
+    heads_list: str = ""
 
 
 def check_uniform(observation: Observation) -> None:
@@ -130,6 +142,7 @@ def layer_pattern(
         "scale_form": scale_form(traced),
         "theta_list": theta_list(traced, real_config),
         "window_list": window_list(traced, real_config),
+        "heads_list": heads_list(traced, real_config),
     }
     seen = [_signatures(o, forms) for o in traced]
     configs = [*(o.config for o in traced), real_config]
@@ -179,6 +192,16 @@ def listed_window(
     return Quantity(max(entries), f"config.{pattern.window_list}[layer_idx]") if entries else None
 
 
+def listed_heads(pattern: Pattern, real_config: Any) -> tuple[int, ...]:
+    """Each layer's number of query heads by a per-layer list; empty where there is no such list."""
+    if not pattern.heads_list:
+        return ()
+    listed = per_layer(real_config, pattern.heads_list, len(pattern.layers)) or []
+    if not all(map(is_size, listed)):
+        raise Refused("attention", f"{pattern.heads_list} holds a number of heads that is none")
+    return tuple(listed)
+
+
 def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Signature]:
     """What may vary of each layer, numbers that go with the layer left out."""
     found = []
@@ -188,6 +211,8 @@ def _signatures(observation: Observation, forms: Mapping[str, Any]) -> list[_Sig
         facts["attention.window"] = window
         if forms["window_list"] and window is not None:
             facts["attention.window"] = "by a list"
+        if forms["heads_list"]:
+            facts["attention.num_attention_heads"] = "by a list"
         if forms["scale_form"]:
             facts["attention.scale"] = None
         if forms["theta_list"] and rope is not None:

@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.effective import build_config, effective
+from trtllm_scaffold.infer.effective import build_config, effective, spelled
 from trtllm_scaffold.infer.keys import ROLE_OF, is_number, is_size, is_token, keys_of
 from trtllm_scaffold.infer.nested import nested_edits
 from trtllm_scaffold.infer.normalize import (
     ORIGINAL,
-    both_spellings,
     is_per_layer_type,
     rope_parameters,
 )
+from trtllm_scaffold.infer.tiny_heads import head_lists
 from trtllm_scaffold.infer.tiny_layers import (
     Rows,
     kept_layers,
@@ -106,13 +106,14 @@ def shrink(
     edits.update(scalars)
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
+    tiny.update(head_lists(tiny, full, real.sizes, sizes, classes))
     tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
     # A window may equal a size by chance: what sets no shape is looked at once more.
     settled = {key: value for key, value in edits.items() if key not in by_chance}
     tiny.update(
         unknown_edits(tiny, full, layers, settled, classes, style, variant, counts=not whole_depth)
     )
-    return both_spellings(tiny)
+    return spelled(tiny, classes)
 
 
 def _of_the_model(raw: Mapping[str, Any], classes: HFClasses) -> dict[str, Any]:

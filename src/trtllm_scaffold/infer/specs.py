@@ -86,7 +86,12 @@ class Builder:
         return replace(self, picks=kind.picks)
 
     def layer(
-        self, kind: Kind, rope: RopeSpec | None, scale_form: str, window: Quantity | None
+        self,
+        kind: Kind,
+        rope: RopeSpec | None,
+        scale_form: str,
+        window: Quantity | None,
+        heads: Quantity | None = None,
     ) -> LayerKind:
         """The spec of the layers of one kind.
 
@@ -95,12 +100,13 @@ class Builder:
             rope: Its rotation.
             scale_form: See `Pattern`.
             window: The window of the layers that have one, where a list holds each layer's.
+            heads: The query heads, where a list holds each layer's.
         """
         own = self.of(kind)
         found = replace(self, picks=kind.window_picks)._window(window)
         block = replace(self, picks=kind.block_picks)._block()
         windowed = replace(self, picks=kind.window_picks).first.attention
-        attention = replace(own._attention(scale_form, found), chunked=windowed.chunked)
+        attention = replace(own._attention(scale_form, found, heads), chunked=windowed.chunked)
         feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
         return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
 
@@ -147,12 +153,15 @@ class Builder:
             hints=("sliding_window", "attention_chunk_size"),
         )
 
-    def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
+    def _attention(
+        self, scale_form: str, window: Quantity | None, heads: Quantity | None
+    ) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
         mla = None if facts.mla is None else build_mla(self, scale_form)
         spec = AttentionSpec(
-            num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
+            num_attention_heads=heads
+            or fit("attention.num_attention_heads", lambda f: f.attention.heads),
             num_key_value_heads=fit(
                 "attention.num_key_value_heads", lambda f: f.attention.kv_heads
             ),

@@ -58,7 +58,7 @@ class AttentionSpec:
     """Softmax attention of one layer kind.
 
     Attributes:
-        num_attention_heads: Query heads.
+        num_attention_heads: Query heads; the expression may use ``layer_idx``.
         num_key_value_heads: Key and value heads (1 for MQA).
         head_dim: Width of one head.
         q_bias, k_bias, v_bias, o_bias: Whether each projection adds a bias.
