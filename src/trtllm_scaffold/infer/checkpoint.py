@@ -153,7 +153,7 @@ def _uneven(
             "checkpoint",
             f"layers differ in the shape of {template}: {list(first)} and {list(second)}",
             where="the model's parameters",
-            hint="models whose layers differ in their heads alone, and store q, k and v apart, work",
+            hint="layers may differ in their heads alone, where q, k and v are stored apart",
         )
     return tuple(shape[::-1] if item.transposed else shape for shape in found[0])
 

@@ -77,6 +77,8 @@ class AttentionSpec:
         mla: The latents of multi-head latent attention, if it is that. `head_dim` is the width
             of its keys then, and its biases are told there.
         query_factor: The factor on queries that grows with the position, if any.
+        value_dim: Width of a value head, where it is narrower than a key head.
+        value_scale: The factor on values, or None for 1.
     """
 
     num_attention_heads: Quantity
@@ -98,6 +100,8 @@ class AttentionSpec:
     mla: MlaSpec | None = None
     chunked: bool = False
     query_factor: QueryFactorSpec | None = None
+    value_dim: Quantity | None = None
+    value_scale: Quantity | None = None
 
     @property
     def kind(self) -> str:

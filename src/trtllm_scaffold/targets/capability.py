@@ -105,6 +105,18 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.query_factor", "set"): _expressed(
         "queries of layers without positions are scaled in the port's attention"
     ),
+    ("attention.query_heads", "the same"): _NATIVE,
+    ("attention.query_heads", "differ by layer"): _NATIVE,
+    ("attention.key_value_heads", "the same"): _NATIVE,
+    ("attention.key_value_heads", "differ by layer"): _expressed(
+        "layers with fewer key-value heads repeat theirs, so that the cache has one number of them"
+    ),
+    ("attention.value_width", "as keys"): _NATIVE,
+    ("attention.value_width", "narrower than keys"): _expressed(
+        "values are padded with zeros to the width of keys when weights are loaded"
+    ),
+    ("attention.value_scale", "none"): _NATIVE,
+    ("attention.value_scale", "set"): _expressed("the heads' outputs are scaled in the port"),
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,
