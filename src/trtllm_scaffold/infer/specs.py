@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.evidence import Witnesses
+from trtllm_scaffold.infer.expressions import WITH_INTEGER
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind
 from trtllm_scaffold.infer.labels import is_one
@@ -162,9 +163,7 @@ class Builder:
         spec = AttentionSpec(
             num_attention_heads=heads
             or fit("attention.num_attention_heads", lambda f: f.attention.heads),
-            num_key_value_heads=fit(
-                "attention.num_key_value_heads", lambda f: f.attention.kv_heads
-            ),
+            num_key_value_heads=self._key_value_heads(),
             head_dim=head_width(mla)
             if mla
             else fit("attention.head_dim", lambda f: f.attention.head_dim),
@@ -185,9 +184,21 @@ class Builder:
                 "attention.output_norm.eps", lambda o: self.at(o).attention.output_norm
             ),
             mla=mla,
+            value_dim=self._value_dim(),
+            value_scale=self._optional("attention.value_scale", lambda f: f.attention.value_scale),
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec
+
+    def _key_value_heads(self) -> Quantity:
+        """A number of its own, or a small multiple or share of the usual one."""
+        usual = SYNONYMS["num_key_value_heads"]
+        forms = [form.text.format(name) for form in WITH_INTEGER for name in usual]
+        return self.fit(
+            "attention.num_key_value_heads",
+            lambda o: self.at(o).attention.kv_heads,
+            hints=(*usual, *(form for form in forms if "+" not in form)),
+        )
 
     def _scale(self, form: str) -> Quantity:
         """The softmax scale; `form` says how it goes with the layer, if it does."""
@@ -200,6 +211,11 @@ class Builder:
         found = self.fit("attention.scale", read)
         expr = form.format(found.expr) if form else found.expr
         return Quantity(found.value, expr)
+
+    def _value_dim(self) -> Quantity | None:
+        if self.first.attention.value_dim is None:
+            return None
+        return self._layer_fit("attention.v_head_dim", lambda f: f.attention.value_dim or 0)
 
     def _query_factor(self) -> QueryFactorSpec | None:
         if self.first.attention.query_factor is None:
