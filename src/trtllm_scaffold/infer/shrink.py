@@ -185,11 +185,13 @@ def _real(
     if is_per_layer_type(rope):
         entry = next((r for r in rope.values() if r["rope_type"] != "default"), {})
     original = entry.get(ORIGINAL) or full.get(ORIGINAL)
-    fraction = entry.get("partial_rotary_factor") or 1.0
+    held = rope.values() if is_per_layer_type(rope) else (entry,)
+    shares = [r.get("partial_rotary_factor") or 1.0 for r in held]
+    fraction = min(filter(is_number, shares), default=1.0)
     return Real(
         sizes=sizes,
         head_dim=max(1, head_dim),
-        fraction=float(fraction) if is_number(fraction) else 1.0,
+        fraction=float(fraction),
         rope_type=str(entry.get("rope_type", "default")),
         original=original if is_size(original) else None,
     )
