@@ -34,29 +34,27 @@ def head_sizes(spec: ModelSpec) -> dict[str, Quantity]:
 
     Where layers differ these are the largest numbers: the cache has one of them for all layers.
     """
-    heads = [kind.attention.num_attention_heads for kind in spec.layer_kinds]
-    shared = [kind.attention.num_key_value_heads for kind in spec.layer_kinds]
-    return {
-        "num_attention_heads": _largest(heads, _HEADS, spec),
-        "num_key_value_heads": _largest(shared, _KV_HEADS, spec),
-    }
+    shared = spec.layer.attention.num_key_value_heads
+    if found := key_value_heads(spec):  # canonicalizing lists them, and sets this last
+        shared = Quantity(max(found), _KV_HEADS)
+    return {"num_attention_heads": _most_heads(spec), "num_key_value_heads": shared}
 
 
-def _largest(found: list[Quantity], usual: str, spec: ModelSpec) -> Quantity:
-    """The largest number, by the expression that canonicalizing may assign."""
+def _most_heads(spec: ModelSpec) -> Quantity:
+    """The most query heads of a layer, by the expression that canonicalizing may assign."""
+    found = [kind.attention.num_attention_heads for kind in spec.layer_kinds]
     most = max(found, key=lambda quantity: quantity.value)
     if most.expr.endswith("[layer_idx]"):
         return Quantity(most.value, f"max({most.expr.removesuffix('[layer_idx]')})")
-    if len({quantity.expr for quantity in found}) == 1:
-        return most
-    if usual not in {quantity.expr for quantity in found}:
+    exprs = {quantity.expr for quantity in found}
+    if len(exprs) > 1 and _HEADS not in exprs:
         raise Refused(
             "attention.heads",
-            f"layers have {' or '.join(sorted({q.expr for q in found}))} heads, none of them "
-            f"{usual}, which the runtime reads",
+            f"layers have {' or '.join(sorted(exprs))} heads, none of them {_HEADS}, which the "
+            "runtime reads",
             where=spec.source,
         )
-    return Quantity(most.value, usual)
+    return most if len(exprs) == 1 else Quantity(most.value, _HEADS)
 
 
 def is_narrow(spec: ModelSpec) -> bool:

@@ -111,7 +111,13 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.key_value_heads", "differ by layer"): _expressed(
         "layers with fewer key-value heads repeat theirs, so that the cache has one number of them"
     ),
+    ("attention.key_value_heads", "differ by layer and quantized"): _refused(
+        "rows that are repeated at loading would need their scales repeated too"
+    ),
     ("attention.value_width", "as keys"): _NATIVE,
+    ("attention.value_width", "narrower than keys and quantized"): _refused(
+        "rows of zeros that are added at loading would need scales too"
+    ),
     ("attention.value_width", "narrower than keys"): _expressed(
         "values are padded with zeros to the width of keys when weights are loaded"
     ),
