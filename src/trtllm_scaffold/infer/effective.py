@@ -40,7 +40,10 @@ def spelled(raw: Mapping[str, Any], classes: HFClasses) -> dict[str, Any]:
     kinds = {key for key, value in told.items() if isinstance(value, Mapping)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older key
-        built = classes.config_class.from_dict(copy.deepcopy(both))
+        try:
+            built = classes.config_class.from_dict(copy.deepcopy(both))
+        except Exception:  # the class rejects the older key, or the file: building tells which
+            return dict(raw)
     kept = getattr(built, "rope_parameters", None) or told  # transformers 4 has no such attribute
     return both if kinds <= set(kept) else dict(raw)
 
