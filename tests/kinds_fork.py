@@ -55,7 +55,15 @@ class Floor(nn.Module):
         super().__init__()
         self.config, self.index = config, index
         size = config.breadth
-        self.q, self.k, self.v, self.o = (nn.Linear(size, size, bias=False) for _ in range(4))
+        self.heads = rule(config, "heads", index, config.eyes)
+        self.shared = rule(config, "shared", index, self.heads)
+        key = size // config.eyes
+        value = rule(config, "value", index, key)
+        widths = (self.heads * key, self.shared * key, self.shared * value)
+        self.q, self.k, self.v = (nn.Linear(size, width, bias=False) for width in widths)
+        self.o = nn.Linear(self.heads * value, size, bias=False)
+        sinks = rule(config, "sinks", index, False)
+        self.drain = nn.Parameter(torch.randn(self.heads)) if sinks else None
         self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
         bare = rule(config, "bare", index, False)
         self.before = nn.Identity() if bare else Rms(size)
@@ -64,15 +72,16 @@ class Floor(nn.Module):
     def attend(self, x):
         config, index = self.config, self.index
         batch, length, size = x.shape
-        heads = config.eyes
         q, k, v = (
             part(x).view(batch, length, heads, -1).transpose(1, 2)
-            for part in (self.q, self.k, self.v)
+            for part, heads in ((self.q, self.heads), (self.k, self.shared), (self.v, self.shared))
         )
+        k, v = (part.repeat_interleave(self.heads // self.shared, 1) for part in (k, v))
+        v = v * rule(config, "louder", index, 1.0)
         theta = rule(config, "base", index, None)
         if theta:
             q, k = turn(q, theta), turn(k, theta)
-        scale = rule(config, "scale", index, (size // heads) ** -0.5)
+        scale = rule(config, "scale", index, (size // config.eyes) ** -0.5)
         scores = q @ k.transpose(2, 3) * scale
         distance = torch.arange(length)[:, None] - torch.arange(length)
         slopes = rule(config, "slopes", index, None)
@@ -82,8 +91,12 @@ class Floor(nn.Module):
         window = rule(config, "window", index, None)
         if window:
             hidden = hidden | (distance >= window)
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        return self.o((weights @ v).transpose(1, 2).reshape(batch, length, size))
+        scores = scores.masked_fill(hidden, float("-inf"))
+        if self.drain is not None:
+            drain = self.drain.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+            scores = torch.cat([scores, drain], -1)
+        weights = scores.softmax(-1)[..., :length]
+        return self.o((weights @ v).transpose(1, 2).reshape(batch, length, -1))
 
     def forward(self, x):
         x = x + self.attend(self.before(x))

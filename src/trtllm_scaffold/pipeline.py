@@ -189,6 +189,7 @@ def owned_files(sources: Sources, spec: ModelSpec, classes: HFClasses) -> dict[s
             "shape": list(tensor.shape),
             "layers": layers if tensor.per_layer else None,
             **({"only_layers": list(tensor.only_layers)} if tensor.only_layers else {}),
+            **({"shapes": [list(shape) for shape in tensor.shapes]} if tensor.shapes else {}),
             **({"experts": _experts(spec)} if "{e}" in tensor.name else {}),
             **({"heads": _heads(spec, tensor)} if tensor.per_head else {}),
         }

@@ -10,7 +10,7 @@ from published_configs import ALL, classes_of, config_of, load
 from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_meta_model
-from trtllm_scaffold.infer.layer_names import LayerNames, fold_any, fold_number, fold_shapes
+from trtllm_scaffold.infer.layer_names import Folded, LayerNames, fold_any, fold_number, fold_shapes
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.stored import match_stored, saved_tensors
 from trtllm_scaffold.infer.trace import observe
@@ -250,10 +250,10 @@ def test_names_fold_to_templates():
     assert fold_any("head.bias") == "head.bias"
 
 
-def test_layers_may_lack_a_tensor_but_not_differ_in_its_shape():
+def test_layers_may_lack_a_tensor_or_differ_in_its_shape():
     names = LayerNames("l")
     shapes = {"l.0.w": (4, 2), "l.1.w": (4, 2), "t": (3,)}
-    assert fold_shapes(shapes, names) == ({"l.{i}.w": (4, 2), "t": (3,)}, {}, 2)
-    with pytest.raises(Refused, match=r"\[4, 2\] and \[5, 2\]"):
-        fold_shapes({**shapes, "l.1.w": (5, 2)}, names)
-    assert fold_shapes({**shapes, "l.1.extra": (1,)}, names)[1] == {"l.{i}.extra": (1,)}
+    assert fold_shapes(shapes, names) == Folded({"l.{i}.w": (4, 2), "t": (3,)}, {}, {}, 2)
+    uneven = fold_shapes({**shapes, "l.1.w": (5, 2)}, names)
+    assert uneven.uneven == {"l.{i}.w": ((4, 2), (5, 2))}
+    assert fold_shapes({**shapes, "l.1.extra": (1,)}, names).partial == {"l.{i}.extra": (1,)}

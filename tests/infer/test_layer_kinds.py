@@ -181,7 +181,7 @@ def test_sizes_that_no_key_gives_are_refused(model_type: str) -> None:
 #: Latent attention that is expressed.
 LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "minicpm3")
 #: Layers of experts beside an attention, or a dense layer, that nobody has said how to express.
-NOT_YET = ("inkling2_text", "inkling_text", "jetmoe", "laguna", "mimo_v2_flash", "zaya")
+NOT_YET = ("inkling2_text", "inkling_text", "jetmoe", "zaya")
 
 
 @pytest.mark.parametrize(

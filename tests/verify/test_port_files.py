@@ -38,6 +38,11 @@ def test_the_parts_of_a_port():
             '{"tensors": [{"name": "a{i}", "shape": [2], "layers": 99999999}]}',
             "layers of 'a{i}'",
         ),
+        (
+            "checkpoint.json",
+            '{"tensors": [{"name": "a{i}", "shape": [2], "layers": 2, "shapes": [[2]]}]}',
+            "shapes of 'a{i}' is a list of 1, not one for each layer",
+        ),
     ],
 )
 def test_a_broken_data_file_is_one_clear_error(file, text, says, tmp_path):
@@ -58,6 +63,7 @@ def test_a_broken_data_file_is_one_clear_error(file, text, says, tmp_path):
         ),
         ("num_hidden_layers: 22", "num_hidden_layers: 1000000", "1000000 layers"),
         ("position_kind: rope", "position_kind: learned\nlearned_offset: x", "learned_offset"),
+        ("position_kind: rope", "position_kind: rope\nlayer_kv_heads: [2]", "layer_kv_heads"),
     ],
 )
 def test_a_hostile_answer_is_one_clear_error(old, new, says, tmp_path):

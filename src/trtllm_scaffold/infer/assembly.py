@@ -9,7 +9,7 @@ from trtllm_scaffold.errors import InputError, Refused
 from trtllm_scaffold.infer.checkpoint import infer_checkpoint
 from trtllm_scaffold.infer.effective import build_config, effective
 from trtllm_scaffold.infer.evidence import Witnesses
-from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern, listed_window
+from trtllm_scaffold.infer.kinds import check_uniform, layer_pattern, listed_heads, listed_window
 from trtllm_scaffold.infer.labels import structure
 from trtllm_scaffold.infer.moe_sizes import check_experts
 from trtllm_scaffold.infer.normalize import dtype
@@ -24,7 +24,7 @@ from trtllm_scaffold.infer.tiny_layers import own_sizes
 from trtllm_scaffold.infer.trace import Observation, observe
 from trtllm_scaffold.sources import Sources
 from trtllm_scaffold.sources.hf_class import HFClasses
-from trtllm_scaffold.spec import ModelSpec
+from trtllm_scaffold.spec import ModelSpec, Quantity
 
 _VARIANTS = (0, 1)
 
@@ -61,8 +61,12 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         witnesses.config(fact, key, f"one of {len(pattern.kinds)} kinds for each layer")
     ropes = build_ropes(builder, pattern, config)
     window = listed_window(observations, pattern, config)
+    by_layer, heads = listed_heads(pattern, config), None
+    if by_layer:
+        heads = Quantity(max(by_layer), f"config.{pattern.heads_list}[layer_idx]")
+        witnesses.config("attention.num_attention_heads", pattern.heads_list, str(list(by_layer)))
     kinds = tuple(
-        builder.layer(kind, rope, pattern, window)
+        builder.layer(kind, rope, pattern, window, heads)
         for kind, rope in zip(pattern.kinds, ropes, strict=True)
     )
     check_experts(kinds, checkpoint)
@@ -75,6 +79,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
         dtype=dtype(sources.raw),
         layer_kinds=kinds,
         layer_pattern=pattern.layers,
+        heads_by_layer=by_layer,
         position=build_position(builder, ropes, pattern),
         embedding=builder.embedding(),
         head=builder.head(),

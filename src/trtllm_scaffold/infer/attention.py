@@ -55,6 +55,8 @@ class AttentionFacts:
         choice: The choice of the keys that are seen, by the tokens, or None.
         indexer: How it comes about; None where an earlier layer has chosen.
         block_indexer: How a choice of blocks of keys comes about, or None.
+        value_dim: Width of a value head, where it is narrower than a key head; else None.
+        value_scale: The factor on values, None for 1.
     """
 
     heads: int
@@ -87,6 +89,8 @@ class AttentionFacts:
     choice: Choice | None = None
     indexer: IndexerFacts | None = None
     block_indexer: BlockIndexerFacts | None = None
+    value_dim: int | None = None
+    value_scale: float | None = None
 
 
 def read_attention(layer: Layer) -> AttentionFacts:
@@ -106,7 +110,7 @@ def read_attention(layer: Layer) -> AttentionFacts:
     value = follow(layer, layer.context.args[-1], heads, "value", transposed=False)
     key_columns = _kv_columns(layer, key, heads)
     value_columns = _kv_columns(layer, value, heads)
-    _check_value(layer, value, key_columns, value_columns, query)
+    value_scale = _value_scale(layer, value, key_columns, value_columns, query)
     factor = _query_factor(layer, query, key, heads)
     rope = None if factor else _rope(layer, query, key)
     if factor is not None:  # its value at position 0 is no part of the scale
@@ -151,6 +155,8 @@ def read_attention(layer: Layer) -> AttentionFacts:
         gate=output.gate,
         choice=scores.choice,
         block_indexer=_block_indexer(layer, scores.choice, rope, source),
+        value_dim=narrow if (narrow := value_columns.shape[1]) < query.columns.shape[1] else None,
+        value_scale=value_scale,
     )
 
 
@@ -244,21 +250,24 @@ def _kv_columns(layer: Layer, chain: Chain, heads: int) -> torch.Tensor:
     return torch.stack(distinct)
 
 
-def _check_value(
+def _value_scale(
     layer: Layer, value: Chain, keys: torch.Tensor, values: torch.Tensor, query: Chain
-) -> None:
+) -> float | None:
+    """The factor on values, None for 1."""
     if value.norm is not None:
         raise _refused(layer, "the value passes a norm")
     if any(rotation is not None for rotation in value.rotations):
         raise _refused(layer, "the value is rotated by position")
     if keys.shape[0] != values.shape[0]:
         raise _refused(layer, f"{keys.shape[0]} key heads but {values.shape[0]} value heads")
-    if values.shape[1] != query.columns.shape[1]:
+    if values.shape[1] > query.columns.shape[1]:
         raise _refused(
             layer, f"value heads of width {values.shape[1]}, key heads of {query.columns.shape[1]}"
         )
-    if bool(((value.factors - 1.0).abs() > 1e-6).any()):
-        raise _refused(layer, "the value is multiplied by a constant")
+    factor = float(value.factors.double().mean())
+    if bool(((value.factors - factor).abs() > 1e-6 * abs(factor)).any()):
+        raise _refused(layer, "the value is multiplied by several constants")
+    return None if abs(factor - 1.0) < 1e-6 else factor
 
 
 def _query_factor(layer: Layer, query: Chain, key: Chain, heads: int) -> QueryFactorFacts | None:

@@ -11,7 +11,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import build_meta_model
 from trtllm_scaffold.infer.expert_names import expert_templates, own_templates, with_more_experts
 from trtllm_scaffold.infer.header import explain_header
-from trtllm_scaffold.infer.layer_names import LayerNames, fold_number, fold_shapes
+from trtllm_scaffold.infer.layer_names import Folded, LayerNames, fold_number, fold_shapes
 from trtllm_scaffold.infer.roles import RoleLayout
 from trtllm_scaffold.infer.stored import Piece, Stored, match_stored, saved_tensors
 from trtllm_scaffold.sources.checkpoint import CheckpointHeader
@@ -51,11 +51,11 @@ def infer_checkpoint(
     buffers = {name: tuple(b.shape) for name, b in real_model.named_buffers()}
     kept = {name: shape for name, shape in buffers.items() if name in real_model.state_dict()}
     modules = LayerNames.of(parameters)
-    shapes, partial, layers = fold_shapes({**parameters, **kept}, modules)
-    shapes = with_more_experts(shapes, roles)
+    folded = fold_shapes({**parameters, **kept}, modules)
+    shapes = with_more_experts(folded.shapes, roles)
     names = LayerNames.of(item.name for item in stored)
     needed, dropped = _split(stored, roles, names, modules)
-    tensors = _tensors(needed, roles, names, modules, shapes, partial)
+    tensors = _tensors(needed, roles, names, modules, replace(folded, shapes=shapes))
     prefix = f"{getattr(real_model, 'base_model_prefix', '')}."
     base_prefix = prefix if any(t.name.startswith(prefix) for t in tensors) else ""
     spec = CheckpointSpec(tensors=tensors, dropped=dropped, base_prefix=base_prefix)
@@ -67,7 +67,7 @@ def infer_checkpoint(
     ]
     if header is not None:
         counts = _counts(needed, roles, names, modules, shapes)
-        more_dropped, more = explain_header(spec, layers, counts, header, real_model)
+        more_dropped, more = explain_header(spec, folded.layers, counts, header, real_model)
         spec = replace(spec, dropped=tuple({**dict(dropped), **dict(more_dropped)}.items()))
         evidence.extend(more)
     return spec, tuple(evidence)
@@ -100,8 +100,7 @@ def _tensors(
     roles: Mapping[str, RoleLayout],
     names: LayerNames,
     modules: LayerNames,
-    shapes: Shapes,
-    partial: Mapping[str, tuple[int, ...]],
+    folded: Folded,
 ) -> tuple[TensorSpec, ...]:
     """Return one TensorSpec per stored template, all layers agreeing."""
     found: dict[str, TensorSpec] = {}
@@ -113,7 +112,7 @@ def _tensors(
         sources = [item.buffer] if item.buffer else [piece.parameter for piece in item.pieces]
         tensor = TensorSpec(
             name=template,
-            shape=_real_shape(item, modules, shapes),
+            shape=_real_shape(item, modules, folded.shapes),
             roles=role.roles,
             layout=role.layout,
             transposed=role.transposed,
@@ -121,7 +120,8 @@ def _tensors(
             blocks=role.blocks,
             per_head=role.head is not None,
             experts=role.experts,
-            only_layers=partial.get(modules.fold(sources[0])[0], ()),
+            only_layers=folded.partial.get(modules.fold(sources[0])[0], ()),
+            shapes=_uneven(item, role.roles, sources, modules, folded),
         )
         other = found.setdefault(template, tensor)
         if other != tensor:
@@ -132,6 +132,30 @@ def _tensors(
                 hint="models whose layers store the same tensors work",
             )
     return tuple(found.values())
+
+
+def _uneven(
+    item: Stored,
+    roles: tuple[str, ...],
+    sources: list[str],
+    modules: LayerNames,
+    folded: Folded,
+) -> tuple[tuple[int, ...], ...]:
+    """Return the shape in each layer, where layers differ in it."""
+    found = [folded.uneven.get(modules.fold(source)[0], ()) for source in sources]
+    if not any(found):
+        return ()
+    whole = len(sources) == 1 and (not item.pieces or item.pieces[0].is_whole)
+    if not whole or not all(name.startswith("attention.") for name in roles):
+        template = modules.fold(sources[0])[0]
+        first, second = list(dict.fromkeys(next(filter(None, found))))[:2]
+        raise Refused(
+            "checkpoint",
+            f"layers differ in the shape of {template}: {list(first)} and {list(second)}",
+            where="the model's parameters",
+            hint="layers may differ in their heads alone, where q, k and v are stored apart",
+        )
+    return tuple(shape[::-1] if item.transposed else shape for shape in found[0])
 
 
 def _templates(

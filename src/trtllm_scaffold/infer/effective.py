@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,33 @@ def build_config(raw: Mapping[str, Any], classes: HFClasses) -> Any:
     Raises:
         InputError: The class rejects the values.
     """
-    values = copy.deepcopy(both_spellings(raw))
     try:
-        return classes.config_class.from_dict(values)
+        return classes.config_class.from_dict(copy.deepcopy(spelled(raw, classes)))
     except Exception as error:  # HF classes raise whatever a hostile value provokes
         raise InputError(
             f"{classes.config_class.__name__} rejects the configuration: {one_line(error)}",
             where="config.json",
         ) from error
+
+
+def spelled(raw: Mapping[str, Any], classes: HFClasses) -> dict[str, Any]:
+    """`raw` with its rotary settings in the older keys as well, unless the class mixes them up.
+
+    Some classes take a ``rope_scaling`` for all layers' settings, and drop those by layer type.
+    """
+    both = both_spellings(raw)
+    told = raw.get("rope_parameters")
+    if "rope_scaling" not in both or "rope_scaling" in raw or not isinstance(told, Mapping):
+        return both
+    kinds = {key for key, value in told.items() if isinstance(value, Mapping)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the older key
+        try:
+            built = classes.config_class.from_dict(copy.deepcopy(both))
+        except Exception:  # the class rejects the older key, or the file: building tells which
+            return dict(raw)
+    kept = getattr(built, "rope_parameters", None) or told  # transformers 4 has no such attribute
+    return both if kinds <= set(kept) else dict(raw)
 
 
 def build_meta_model(config: Any, classes: HFClasses) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from trtllm_scaffold.errors import InputError
@@ -91,14 +92,14 @@ def _first(tensor: TensorSpec) -> str:
 
 
 def _expected(spec: CheckpointSpec, layers: int, heads: Mapping[str, int]) -> dict[str, TensorSpec]:
-    names = LayerNames("")
-    return {
-        name: tensor
-        for tensor in spec.tensors
-        for name in names.unfold(
-            tensor.name, tensor.only_layers or layers, heads.get(tensor.name, 1)
-        )
-    }
+    names, found = LayerNames(""), {}
+    for tensor in spec.tensors:
+        holders = tensor.only_layers or tuple(range(layers))
+        for place, layer in enumerate(holders if tensor.per_layer else (0,)):
+            own = replace(tensor, shape=tensor.shapes[place]) if tensor.shapes else tensor
+            for name in names.unfold(tensor.name, (layer,), heads.get(tensor.name, 1)):
+                found[name] = own
+    return found
 
 
 def _alias(name: str, expected: Mapping[str, TensorSpec], base_prefix: str) -> str | None:

@@ -13,6 +13,7 @@ from trtllm_scaffold.infer.labels import Label, layer_facts
 from trtllm_scaffold.infer.layer_numbers import (
     COEFFICIENTS,
     coefficient_forms,
+    heads_list,
     scale_form,
     theta_list,
     window_list,
@@ -21,7 +22,9 @@ from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import Quantity
 
 _WINDOW = ("attention.window", "attention.chunked")
+_HEADS = ("attention.num_attention_heads", "attention.num_key_value_heads", "attention.sinks")
 _ROTATION = (
+    *_HEADS,
     "attention.indexer",
     "attention.qk_norm",
     "attention.query_factor",
@@ -34,7 +37,10 @@ _NORMS = ("block.norms", *(f"block.{name}" for name in COEFFICIENTS))
 _FORM = ("mlp.form",)
 #: Facts in which the layers of one model may differ. Every other must be the same in all.
 MAY_VARY = (*_WINDOW, *_ROTATION, *_NORMS, *_FORM)
-_HINT = "layers that differ in window, rope, their first norm and in having experts are expressed"
+_HINT = (
+    "layers that differ in window, rope, heads, sinks, their first norm and in having experts "
+    "are expressed"
+)
 #: Facts -> the field of `Pattern` with the list that holds their numbers.
 _LISTS = {"attention.window": "window_list", "position.style": "theta_list"}
 _STATED = (
@@ -83,6 +89,7 @@ class Pattern:
         window_list: The list that holds each layer's window; empty for none.
         coefficients: Expression over ``layer_idx`` of each factor of the block that goes with
             the layer, by fact.
+        heads_list: The list that holds each layer's number of query heads; empty for none.
     """
 
     kinds: tuple[Kind, ...]
@@ -92,6 +99,7 @@ class Pattern:
     theta_list: str = ""
     window_list: str = ""
     coefficients: Mapping[str, str] = field(default_factory=dict)
+    heads_list: str = ""
 
 
 def check_uniform(observation: Observation) -> None:
@@ -140,6 +148,7 @@ def layer_pattern(
         "scale_form": scale_form(traced),
         "theta_list": theta_list(traced, real_config),
         "window_list": window_list(traced, real_config),
+        "heads_list": heads_list(traced, real_config),
     }
     coefficients = coefficient_forms(traced)
     seen = [_signatures(o, forms, coefficients) for o in traced]
@@ -190,6 +199,16 @@ def listed_window(
     return Quantity(max(entries), f"config.{pattern.window_list}[layer_idx]") if entries else None
 
 
+def listed_heads(pattern: Pattern, real_config: Any) -> tuple[int, ...]:
+    """Each layer's number of query heads by a per-layer list; empty where there is no such list."""
+    if not pattern.heads_list:
+        return ()
+    listed = per_layer(real_config, pattern.heads_list, len(pattern.layers)) or []
+    if not all(map(is_size, listed)):
+        raise Refused("attention", f"{pattern.heads_list} holds a number of heads that is none")
+    return tuple(listed)
+
+
 def _signatures(
     observation: Observation, forms: Mapping[str, Any], coefficients: Mapping[str, str]
 ) -> list[_Signature]:
@@ -201,6 +220,8 @@ def _signatures(
         facts["attention.window"] = window
         if forms["window_list"] and window is not None:
             facts["attention.window"] = "by a list"
+        if forms["heads_list"]:
+            facts["attention.num_attention_heads"] = "by a list"
         if forms["scale_form"]:
             facts["attention.scale"] = None
         facts.update(dict.fromkeys(coefficients, "by layer"))

@@ -110,6 +110,8 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.num_attention_heads": attention.heads,
         "attention.num_key_value_heads": attention.kv_heads,
         "attention.head_dim": attention.head_dim,
+        "attention.value_dim": attention.value_dim,
+        "attention.value_factor": _short(attention.value_scale),
         "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
         **_index_numbers(attention),
         "attention.scale": _short(attention.scale),
@@ -153,6 +155,8 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "attention.softcap": _presence(attention.softcap is not None),
         "attention.sinks": _presence(attention.sinks is not None),
         "attention.qkv_clip": _presence(attention.clip is not None),
+        "attention.value_width": _presence(attention.value_dim is not None),
+        "attention.value_scale": _presence(attention.value_scale is not None),
         "attention.chunked": attention.chunked,
         "attention.query_factor": None
         if attention.query_factor is None

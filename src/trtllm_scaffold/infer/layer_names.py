@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from trtllm_scaffold.errors import Refused
 
+Shape = tuple[int, ...]
+
 _INDEXED = re.compile(r"(?P<list>.*?)\.(?P<index>\d+)\.(?P<rest>.+)")
 _LEADING = re.compile(r"(?P<index>\d+)\.(?P<rest>.+)")
 
@@ -63,35 +65,37 @@ def fold_any(name: str) -> str:
     return f"{{i}}.{leading['rest']}" if leading else name
 
 
-def fold_shapes(
-    shapes: Mapping[str, tuple[int, ...]], names: LayerNames
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], int]:
-    """Return the shape of each template, the layers of those that some lack, and how many.
+@dataclass(frozen=True)
+class Folded:
+    """Shapes by template.
 
-    Raises:
-        Refused: Layers differ in a shape.
+    Attributes:
+        shapes: The shape of each, in the first layer that has it.
+        partial: The layers of those that some layers lack.
+        uneven: The shape in each layer that has it, of those in which layers differ.
+        layers: How many layers there are.
     """
-    folded: dict[str, dict[int | None, tuple[int, ...]]] = {}
+
+    shapes: dict[str, Shape]
+    partial: dict[str, tuple[int, ...]]
+    uneven: dict[str, tuple[Shape, ...]]
+    layers: int
+
+
+def fold_shapes(shapes: Mapping[str, Shape], names: LayerNames) -> Folded:
+    """Fold the shapes of a model's tensors."""
+    folded: dict[str, dict[int, Shape]] = {}
     for name, shape in shapes.items():
         template, index = names.fold(name)
-        folded.setdefault(template, {})[index] = shape
-    indices = [index for found in folded.values() for index in found if index is not None]
-    layers = max(indices, default=-1) + 1
-    partial: dict[str, tuple[int, ...]] = {}
-    for template, found in folded.items():
-        distinct = list(dict.fromkeys(found.values()))
-        if len(distinct) > 1:
-            raise Refused(
-                "checkpoint",
-                f"layers differ in the shape of {template}: "
-                f"{list(distinct[0])} and {list(distinct[1])}",
-                where="the model's parameters",
-                hint="models whose layers have equal sizes work",
-            )
-        if "{i}" in template and len(found) != layers:
-            partial[template] = tuple(sorted(index for index in found if index is not None))
-    shapes = {template: next(iter(found.values())) for template, found in folded.items()}
-    return shapes, partial, layers
+        folded.setdefault(template, {})[-1 if index is None else index] = shape
+    layers = max((index for found in folded.values() for index in found), default=-1) + 1
+    by_layer = {t: dict(sorted(found.items())) for t, found in folded.items() if "{i}" in t}
+    return Folded(
+        shapes={template: next(iter(found.values())) for template, found in folded.items()},
+        partial={t: tuple(found) for t, found in by_layer.items() if len(found) != layers},
+        uneven={t: tuple(f.values()) for t, f in by_layer.items() if len(set(f.values())) > 1},
+        layers=layers,
+    )
 
 
 def fold_number(template: str, number: int, mark: str) -> str:

@@ -100,6 +100,20 @@ def window_list(observations: Sequence[Observation], real_config: Any) -> str:
     return _list_of(observations, real_config, _window, 0.0)
 
 
+def heads_list(observations: Sequence[Observation], real_config: Any) -> str:
+    """The per-layer list that holds every layer's query heads; empty where there is none."""
+    heads = [{layer.attention.heads for layer in o.layers} for o in observations]
+    if all(len(found) == 1 for found in heads) and _is_said(observations, heads):
+        return ""
+    return _list_of(observations, real_config, lambda layer: layer.attention.heads, 0.0)
+
+
+def _is_said(observations: Sequence[Observation], heads: Sequence[set[int]]) -> bool:
+    """Whether the usual key holds the number of heads that all layers have."""
+    said = [getattr(o.config, "num_attention_heads", None) for o in observations]
+    return all({number} == found for number, found in zip(said, heads, strict=True))
+
+
 def _theta(layer: LayerFacts) -> float | None:
     rope = layer.attention.rope
     theta = None if rope is None else geometric_theta(rope)

@@ -80,6 +80,12 @@ def sets_a_size(source: Mapping[str, Any], key: str, classes: HFClasses) -> bool
     return base is not None and doubled is not None and base.parameters != doubled.parameters
 
 
+def changes_shapes(source: Mapping[str, Any], edits: Mapping[str, Any], classes: HFClasses) -> bool:
+    """Whether edits of a configuration change the shape of a parameter."""
+    base, edited = _build(source, classes), _build({**source, **edits}, classes)
+    return base is not None and edited is not None and base.parameters != edited.parameters
+
+
 def live_edits(
     source: Mapping[str, Any], edits: Mapping[str, Any], classes: HFClasses
 ) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _of_spec(attention: AttentionSpec, config: Any, index: int) -> _Said:
         "num_attention_heads": attention.num_attention_heads,
         "num_key_value_heads": attention.num_key_value_heads,
         "head_dim": attention.head_dim,
-        "v_head_dim": mla.v_head_dim if mla else attention.head_dim,
+        "v_head_dim": mla.v_head_dim if mla else attention.value_dim or attention.head_dim,
         "scale": attention.scale,
         "softcap": attention.softcap,
     }
@@ -123,7 +123,7 @@ def _of_trace(layer: LayerFacts, config: Any) -> _Said:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        "v_head_dim": mla.value if mla else attention.head_dim,
+        "v_head_dim": mla.value if mla else attention.value_dim or attention.head_dim,
         "scale": score_scale(config, attention),
         "softcap": attention.softcap,
     }

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.effective import build_config, effective
+from trtllm_scaffold.infer.effective import build_config, effective, spelled
 from trtllm_scaffold.infer.keys import (
     ROLE_OF,
     is_number,
@@ -20,10 +20,10 @@ from trtllm_scaffold.infer.keys import (
 from trtllm_scaffold.infer.nested import nested_edits
 from trtllm_scaffold.infer.normalize import (
     ORIGINAL,
-    both_spellings,
     is_per_layer_type,
     rope_parameters,
 )
+from trtllm_scaffold.infer.tiny_heads import head_lists
 from trtllm_scaffold.infer.tiny_layers import (
     Rows,
     kept_layers,
@@ -117,13 +117,14 @@ def shrink(
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
     most = _MOST_IN_WHOLE_DEPTH if whole_depth else _MOST_PARAMETERS
+    tiny.update(head_lists(tiny, full, real.sizes, sizes, classes))
     tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant, most))
     # A window may equal a size by chance: what sets no shape is looked at once more.
     settled = {key: value for key, value in edits.items() if key not in by_chance}
     tiny.update(
         unknown_edits(tiny, full, layers, settled, classes, style, variant, counts=not whole_depth)
     )
-    return both_spellings(tiny)
+    return spelled(tiny, classes)
 
 
 def _of_the_model(raw: Mapping[str, Any], classes: HFClasses) -> dict[str, Any]:
@@ -196,11 +197,13 @@ def _real(
     if is_per_layer_type(rope):
         entry = next((r for r in rope.values() if r["rope_type"] != "default"), {})
     original = entry.get(ORIGINAL) or full.get(ORIGINAL)
-    fraction = entry.get("partial_rotary_factor") or 1.0
+    held = rope.values() if is_per_layer_type(rope) else (entry,)
+    shares = [r.get("partial_rotary_factor") or 1.0 for r in held]
+    fraction = min(filter(is_number, shares), default=1.0)
     return Real(
         sizes=sizes,
         head_dim=max(1, head_dim),
-        fraction=float(fraction) if is_number(fraction) else 1.0,
+        fraction=float(fraction),
         rope_type=str(entry.get("rope_type", "default")),
         original=original if is_size(original) else None,
     )

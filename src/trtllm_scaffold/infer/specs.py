@@ -9,6 +9,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts
 from trtllm_scaffold.infer.evidence import Witnesses
+from trtllm_scaffold.infer.expressions import WITH_INTEGER
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind, Pattern
 from trtllm_scaffold.infer.labels import is_one
@@ -89,7 +90,12 @@ class Builder:
         return replace(self, picks=kind.picks)
 
     def layer(
-        self, kind: Kind, rope: RopeSpec | None, pattern: Pattern, window: Quantity | None
+        self,
+        kind: Kind,
+        rope: RopeSpec | None,
+        pattern: Pattern,
+        window: Quantity | None,
+        heads: Quantity | None = None,
     ) -> LayerKind:
         """The spec of the layers of one kind.
 
@@ -98,12 +104,14 @@ class Builder:
             rope: Its rotation.
             pattern: How numbers go with the layer.
             window: The window of the layers that have one, where a list holds each layer's.
+            heads: The query heads, where a list holds each layer's.
         """
         own = self.of(kind)
         found = replace(self, picks=kind.window_picks)._window(window)
         block = replace(self, picks=kind.block_picks)._block(pattern.coefficients)
         windowed = replace(self, picks=kind.window_picks).first.attention
-        attention = replace(own._attention(pattern.scale_form, found), chunked=windowed.chunked)
+        spec = own._attention(pattern.scale_form, found, heads)
+        attention = replace(spec, chunked=windowed.chunked)
         feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
         return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
 
@@ -150,15 +158,16 @@ class Builder:
             hints=("sliding_window", "attention_chunk_size"),
         )
 
-    def _attention(self, scale_form: str, window: Quantity | None) -> AttentionSpec:
+    def _attention(
+        self, scale_form: str, window: Quantity | None, heads: Quantity | None
+    ) -> AttentionSpec:
         facts = self.first.attention
         fit, gate = self._layer_fit, facts.gate
         mla = None if facts.mla is None else build_mla(self, scale_form)
         spec = AttentionSpec(
-            num_attention_heads=fit("attention.num_attention_heads", lambda f: f.attention.heads),
-            num_key_value_heads=fit(
-                "attention.num_key_value_heads", lambda f: f.attention.kv_heads
-            ),
+            num_attention_heads=heads
+            or fit("attention.num_attention_heads", lambda f: f.attention.heads),
+            num_key_value_heads=self._key_value_heads(),
             head_dim=head_width(mla)
             if mla
             else fit("attention.head_dim", lambda f: f.attention.head_dim),
@@ -181,9 +190,21 @@ class Builder:
             ),
             mla=mla,
             shares_choice=_shares_choice(facts),
+            value_dim=self._value_dim(),
+            value_scale=self._optional("attention.value_scale", lambda f: f.attention.value_scale),
         )
         self.witnesses.trace("attention.kind", self.first.layer.name, spec.kind)
         return spec
+
+    def _key_value_heads(self) -> Quantity:
+        """A number of its own, or a small multiple or share of the usual one."""
+        usual = SYNONYMS["num_key_value_heads"]
+        forms = [form.text.format(name) for form in WITH_INTEGER for name in usual]
+        return self.fit(
+            "attention.num_key_value_heads",
+            lambda o: self.at(o).attention.kv_heads,
+            hints=(*usual, *(form for form in forms if "+" not in form)),
+        )
 
     def _scale(self, form: str) -> Quantity:
         """The softmax scale; `form` says how it goes with the layer, if it does."""
@@ -196,6 +217,11 @@ class Builder:
         found = self.fit("attention.scale", read)
         expr = form.format(found.expr) if form else found.expr
         return Quantity(found.value, expr)
+
+    def _value_dim(self) -> Quantity | None:
+        if self.first.attention.value_dim is None:
+            return None
+        return self._layer_fit("attention.v_head_dim", lambda f: f.attention.value_dim or 0)
 
     def _query_factor(self) -> QueryFactorSpec | None:
         if self.first.attention.query_factor is None:

@@ -6,6 +6,7 @@ import dataclasses
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.heads import plan_heads
 from trtllm_scaffold.plan.kinds import condition_of, constant
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.plan.position import has_exact_ramp
@@ -47,13 +48,21 @@ def _norms_rotated_only(spec: ModelSpec) -> bool:
 
 
 def _check_layers(spec: ModelSpec) -> None:
-    """Refuses layers that differ in more than window, positions and what goes with them."""
+    """Refuses layers that differ in more than window, heads, sinks, positions and such."""
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
-        varying = {"window": None, "query_factor": None, "block_indexer": None}
-        flags = {"chunked": False, "shares_choice": False}
-        own = dataclasses.replace(kind.attention, **varying, **flags)  # type: ignore[arg-type]
+        own = dataclasses.replace(
+            kind.attention,
+            window=None,
+            chunked=False,
+            query_factor=None,
+            block_indexer=None,
+            shares_choice=False,
+            sinks=first.sinks,
+            num_attention_heads=first.num_attention_heads,
+            num_key_value_heads=first.num_key_value_heads,
+        )
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 
@@ -111,7 +120,8 @@ def has_native_qk_norm(spec: ModelSpec) -> bool:
     """
     attention = spec.layer.attention
     norm = attention.qk_norm
-    if norm is None or attention.qkv_clip or is_reference(spec) or attention.sinks:
+    sinks = any(kind.attention.sinks for kind in spec.layer_kinds)
+    if norm is None or attention.qkv_clip or is_reference(spec) or sinks:
         return False
     if _query_factor(spec):  # it stands behind the norm
         return False
@@ -144,6 +154,12 @@ def _base(attention: AttentionSpec, native_norm: bool) -> str:
     return "QKNormRoPEAttention" if native_norm else "Attention"
 
 
+def _kind(spec: ModelSpec) -> str:
+    """The kind of attention; GQA where layers are of several."""
+    kinds = {kind.attention.kind for kind in spec.layer_kinds}
+    return "GQA" if len(kinds) > 1 else spec.layer.attention.kind
+
+
 def plan_attention(spec: ModelSpec) -> Answers:
     """Answers of the attention axis."""
     attention = spec.layer.attention
@@ -155,7 +171,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         raise Refused("attention.qkv_clip", "queries and keys are clipped behind norm and rotation")
     native = has_native_qk_norm(spec)
     return {
-        "attention_kind": attention.kind,
+        "attention_kind": _kind(spec),
         "attention_base": _base(attention, native),
         "attention_qkv_bias": attention.q_bias or attention.k_bias or attention.v_bias,
         "attention_o_bias": attention.o_bias,
@@ -173,7 +189,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_softcap": code(attention.softcap),
         "attention_clip": code(clip),
         "attention_clips_normed": attention.clips_normed,
-        "attention_sinks": attention.sinks,
+        **plan_heads(spec),
         "attention_gate": gate.width if gate else "",
         "attention_gate_activation": _GATES[gate.activation] if gate else "",
         "attention_gate_bias": gate.bias if gate else False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
+from trtllm_scaffold.plan.heads import is_narrow, key_value_heads, query_heads
 from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import (
     AttentionSpec,
@@ -64,6 +65,7 @@ def _attention_facts(attention: AttentionSpec) -> list[Fact]:
         ("attention.qkv_clip", _set(attention.qkv_clip)),
         ("attention.output_gate", gate),
         ("attention.output_norm", _norm(attention.output_norm)),
+        ("attention.value_scale", _set(attention.value_scale)),
     ]
 
 
@@ -159,12 +161,25 @@ def _window_fact(spec: ModelSpec) -> Fact:
     return ("attention.window", "all layers" if windows == {True} else "some layers")
 
 
+def _head_facts(spec: ModelSpec) -> list[Fact]:
+    """Whether all layers have the same heads, and values the width of keys."""
+    quantized = " and quantized" if spec.quantization else ""
+    narrow = f"narrower than keys{quantized}" if is_narrow(spec) else "as keys"
+    shared = f"differ by layer{quantized}" if key_value_heads(spec) else "the same"
+    return [
+        ("attention.query_heads", "differ by layer" if query_heads(spec) else "the same"),
+        ("attention.key_value_heads", shared),
+        ("attention.value_width", narrow),
+    ]
+
+
 def facts(spec: ModelSpec) -> tuple[Fact, ...]:
     """Every (axis, value) of the model, without repeats, in the order of the axes."""
     found: list[Fact] = []
     for layer in spec.layer_kinds:
         found += _layer_facts(layer)
     found.append(_window_fact(spec))
+    found += _head_facts(spec)
     found.append(("position.kind", spec.position.kind))
     if spec.position.rope:
         found += _rope_facts(spec.position.rope)

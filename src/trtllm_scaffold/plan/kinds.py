@@ -51,6 +51,21 @@ def condition_of(
     raise Refused(fact, "layers differ, and nothing in the configuration says which is which")
 
 
+def choice(spec: ModelSpec, fact: str, read: Callable[[LayerKind], str]) -> str:
+    """Code that is `read(layer)` for each layer: one expression, or a choice by conditions.
+
+    Raises:
+        Refused: A kind's condition is not known.
+    """
+    found = ""
+    for text in dict.fromkeys(read(kind) for kind in spec.layer_kinds):
+        if not found:
+            found = text
+        else:
+            found = f"{text} if {condition_of(spec, fact, read, text)} else {found}"
+    return found
+
+
 def constant(spec: ModelSpec, fact: str, read: Callable[[LayerKind], Hashable]) -> None:
     """Refuses layers that differ in a fact for which no port has a way to differ.
 

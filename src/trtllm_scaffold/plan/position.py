@@ -16,6 +16,7 @@ _TAKES_ORIGINAL = ("llama3", "longrope", "yarn")
 _NOTHING: Answers = {
     "rope_style": "",
     "rope_partial": False,
+    "rope_whole": False,
     "rope_dim": "",
     "rope_scaling": "",
     "rope_exact_ramp": False,
@@ -103,6 +104,16 @@ def _among(ropes: set[RopeSpec]) -> Callable[[LayerKind], bool]:
     return lambda kind: kind.rope in ropes
 
 
+def _widths(ropes: list[RopeSpec], head_dim: float) -> set[str]:
+    """How each rotated width is written; empty for the settings' own share of a head.
+
+    Where some layers rotate a share of each head, the whole of it is a share as well.
+    """
+    shares = any(not rope.dim.expr for rope in ropes)
+    whole = {rope for rope in ropes if shares and rope.dim.value == head_dim}
+    return {"" if rope in whole else code(rope.dim) if rope.dim.expr else "" for rope in ropes}
+
+
 def _rope(spec: ModelSpec) -> Answers:
     ropes = _ropes(spec)
     scalings = [rope.scaling for rope in ropes if rope.scaling]
@@ -119,7 +130,7 @@ def _rope(spec: ModelSpec) -> Answers:
     if len(ropes) > 1 and not by_type and thetas == {""}:
         raise Refused("position.rope", "layers rotate differently, and no key says how")
     partial = any(rope.dim.value != head_dim for rope in ropes)
-    dim = _one("position.rope.dim", {code(rope.dim) if rope.dim.expr else "" for rope in ropes})
+    dim = _one("position.rope.dim", _widths(ropes, head_dim))
     dim = dim if partial else ""
     if partial and any(rope.inverse for rope in ropes):
         raise Refused("position.direction", "part of each head turns the other way")
@@ -128,6 +139,7 @@ def _rope(spec: ModelSpec) -> Answers:
     return {
         "rope_style": _one("position.style", {rope.style for rope in ropes}),
         "rope_partial": partial and not dim,
+        "rope_whole": partial and any(rope.dim.value == head_dim for rope in ropes),
         "rope_dim": dim,
         "rope_scaling": kind,
         "rope_exact_ramp": exact,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
 from trtllm_scaffold.plan.block_indexer import block_indexer_sizes
+from trtllm_scaffold.plan.heads import head_sizes
 from trtllm_scaffold.plan.indexer import indexer_of, indexer_sizes
 from trtllm_scaffold.plan.mla import latent_sizes, model_eps
 from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
@@ -22,13 +23,14 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         "num_hidden_layers": spec.num_hidden_layers,
         "vocab_size": spec.vocab_size,
         "max_position_embeddings": spec.max_position_embeddings,
-        "num_attention_heads": attention.num_attention_heads,
-        "num_key_value_heads": attention.num_key_value_heads,
+        **head_sizes(spec),
         "head_dim": attention.head_dim,
         **latent_sizes(attention.mla),
         **indexer_sizes(spec),
         **block_indexer_sizes(spec),
     }
+    if attention.value_dim is not None:
+        sizes["v_head_dim"] = attention.value_dim
     dense = dense_kind(spec)
     if dense is not None:
         sizes[dense_width(spec)] = dense.mlp.intermediate_size

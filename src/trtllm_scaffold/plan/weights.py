@@ -153,8 +153,8 @@ def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
     known_apart = ("moe.", "mlp.", "attention.index_")
     if not tensor.only_layers or tensor.roles[0].startswith(known_apart):
         return False
-    if tensor.roles[0].startswith("attention.index_"):
-        return any(kind.attention.shares_choice for kind in spec.layer_kinds)
+    if tensor.roles == ("attention.sinks",):
+        return True
     names = {kind.block.attention_input_norm for kind in spec.layer_kinds}
     if tensor.roles[0].split(".")[1] not in names:
         raise Refused("checkpoint", f"only layers {tensor.only_layers} store {tensor.name}")

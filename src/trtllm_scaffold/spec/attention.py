@@ -65,7 +65,7 @@ class AttentionSpec:
     """Softmax attention of one layer kind.
 
     Attributes:
-        num_attention_heads: Query heads.
+        num_attention_heads: Query heads; the expression may use ``layer_idx``.
         num_key_value_heads: Key and value heads (1 for MQA).
         head_dim: Width of one head.
         q_bias, k_bias, v_bias, o_bias: Whether each projection adds a bias.
@@ -87,6 +87,8 @@ class AttentionSpec:
         block_indexer: The choice of blocks of keys that are seen, if there is one.
         shares_choice: The layer sees the keys that the last layer before it with an indexer of
             its own has chosen (`MlaSpec.indexer` is that layer's).
+        value_dim: Width of a value head, where it is narrower than a key head.
+        value_scale: The factor on values, or None for 1.
     """
 
     num_attention_heads: Quantity
@@ -110,6 +112,8 @@ class AttentionSpec:
     query_factor: QueryFactorSpec | None = None
     block_indexer: BlockIndexerSpec | None = None
     shares_choice: bool = False
+    value_dim: Quantity | None = None
+    value_scale: Quantity | None = None
 
     @property
     def kind(self) -> str:

@@ -54,6 +54,8 @@ class TensorSpec:
             no expert's), ``stacked`` along a dimension of its own ([num_experts, ...]), or
             ``flat``, one after another along dimension 0.
         only_layers: Layers that have the tensor, where not all have; empty for all.
+        shapes: The shape in each layer that has the tensor, where layers differ in it (`shape` is
+            the first one's); empty where they do not.
     """
 
     name: str
@@ -66,6 +68,7 @@ class TensorSpec:
     per_head: bool = False
     experts: Literal["one", "stacked", "flat"] = "one"
     only_layers: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

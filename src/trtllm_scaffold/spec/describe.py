@@ -33,8 +33,9 @@ def _attention(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
         if norm
         else None,
         "softcap": _value(attention.softcap),
-        "sinks": attention.sinks,
+        "sinks": any(kind.attention.sinks for kind in spec.layer_kinds),
         "qkv_clip": _value(attention.qkv_clip),
+        **_uneven(attention, spec),
         **({} if attention.mla is None else {"latent": _latent(attention.mla)}),
         **_blocks(spec),
     }
@@ -57,6 +58,26 @@ def _blocks(spec: ModelSpec) -> dict[str, Any]:
             "layers": [index for index, found in enumerate(chosen) if found],
         }
     }
+
+
+def _uneven(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
+    """Heads that differ from layer to layer, and values unlike keys, where there are such."""
+    kinds = [spec.layer_kinds[kind].attention for kind in spec.layer_pattern]
+    heads = spec.heads_by_layer or [kind.num_attention_heads.value for kind in kinds]
+    shared = [kind.num_key_value_heads.value for kind in kinds]
+    sinks = [index for index, kind in enumerate(kinds) if kind.sinks]
+    found: dict[str, Any] = {}
+    if len(set(heads)) > 1:
+        found["layer_heads"] = list(heads)
+    if len(set(shared)) > 1:
+        found["layer_kv_heads"] = shared
+    if 0 < len(sinks) < len(kinds):
+        found["sinks_layers"] = sinks
+    if attention.value_dim is not None:
+        found["value_dim"] = attention.value_dim.value
+    if attention.value_scale is not None:
+        found["value_scale"] = attention.value_scale.value
+    return found
 
 
 def _latent(mla: MlaSpec) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class ModelSpec:
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         layer_kinds: The distinct layers.
         layer_pattern: For each layer, the index of its kind.
+        heads_by_layer: For each layer its number of query heads, where a list of the configuration
+            holds it; empty where it does not. The kinds' own numbers are the largest then.
         position, embedding, head, checkpoint, quantization: The model-wide axes.
         proven: Whether an HF class was run to find the facts.
         evidence: Every witness of every fact.
@@ -87,6 +89,7 @@ class ModelSpec:
     own_code: tuple[str, str] | None = None
     assumed: tuple[str, str] | None = None
     wrapper: WrapperSpec | None = None
+    heads_by_layer: tuple[int, ...] = ()
 
     @property
     def layer(self) -> LayerKind:

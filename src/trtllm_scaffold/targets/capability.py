@@ -124,6 +124,24 @@ _COMMON: dict[tuple[str, str], Capability] = {
         for style in ("neox", "interleaved")
         for norm in ("rmsnorm", "rmsnorm 1+w")
     },
+    ("attention.query_heads", "the same"): _NATIVE,
+    ("attention.query_heads", "differ by layer"): _NATIVE,
+    ("attention.key_value_heads", "the same"): _NATIVE,
+    ("attention.key_value_heads", "differ by layer"): _expressed(
+        "layers with fewer key-value heads repeat theirs, so that the cache has one number of them"
+    ),
+    ("attention.key_value_heads", "differ by layer and quantized"): _refused(
+        "rows that are repeated at loading would need their scales repeated too"
+    ),
+    ("attention.value_width", "as keys"): _NATIVE,
+    ("attention.value_width", "narrower than keys and quantized"): _refused(
+        "rows of zeros that are added at loading would need scales too"
+    ),
+    ("attention.value_width", "narrower than keys"): _expressed(
+        "values are padded with zeros to the width of keys when weights are loaded"
+    ),
+    ("attention.value_scale", "none"): _NATIVE,
+    ("attention.value_scale", "set"): _expressed("the heads' outputs are scaled in the port"),
     ("attention.qkv_clip", "none"): _NATIVE,
     ("attention.qkv_clip", "set"): _expressed("q, k and v are clamped in the port's attention"),
     ("attention.output_gate", "none"): _NATIVE,

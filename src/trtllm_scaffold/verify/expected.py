@@ -64,15 +64,21 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     sizes = {}
     for name in _SIZES:
         fallback = answers.get("hidden_size") if name == "embedding_size" else None
-        value = answers.get(name, fallback)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-            raise InputError(f"the answer {name} is {shown(value)}, not a size", where=_FILE)
-        sizes[name] = value
+        sizes[name] = _size(answers, name, fallback)
     sizes.update(read_latent_sizes(answers))
     sizes.update(read_indexer_sizes(answers))
+    if answers.get("attention_narrow"):
+        sizes["v_head_dim"] = _size(answers, "v_head_dim")
     if sizes["num_hidden_layers"] > MAX_LAYERS:
         raise InputError(f"{sizes['num_hidden_layers']} layers, at most {MAX_LAYERS} are accepted")
     return {**sizes, **read_moe_sizes(answers)}
+
+
+def _size(answers: Mapping[str, Any], name: str, fallback: Any = None) -> int:
+    value = answers.get(name, fallback)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        raise InputError(f"the answer {name} is {shown(value)}, not a size", where=_FILE)
+    return value
 
 
 def expected_parameters(
@@ -134,12 +140,17 @@ def _attention(
             yield f"{_LAYER}.self_attn.{part}", Parameter(widths, split=split, heads=cut)
         return
     hidden, head_dim = sizes["hidden_size"], sizes["head_dim"]
+    value_dim = sizes.get("v_head_dim", head_dim)
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
-    for part, count in (("q_proj", heads), ("k_proj", kv_heads), ("v_proj", kv_heads)):
-        name, shape = f"{_LAYER}.self_attn.{part}", (count * head_dim, hidden)
+    for part, count, width in (
+        ("q_proj", heads, head_dim),
+        ("k_proj", kv_heads, head_dim),
+        ("v_proj", kv_heads, value_dim),
+    ):
+        name, shape = f"{_LAYER}.self_attn.{part}", (count * width, hidden)
         bias = answers.get("attention_qkv_bias")
         yield from linear(name, shape, bias=bias, split=0, heads=count)
-    name, shape = f"{_LAYER}.self_attn.o_proj", (hidden, heads * head_dim)
+    name, shape = f"{_LAYER}.self_attn.o_proj", (hidden, heads * value_dim)
     yield from linear(name, shape, bias=answers.get("attention_o_bias"), split=1, heads=heads)
     yield from _gate(answers, sizes)
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
@@ -248,6 +259,8 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         **small_latents(sizes),
         **small_indexer(sizes),
     }
+    if "v_head_dim" in sizes and "kv_lora_rank" not in sizes:
+        small["v_head_dim"] = head_dim - 1
     return {**small, **small_moe_sizes(sizes, small)}
 
 

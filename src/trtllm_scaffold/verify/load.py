@@ -12,12 +12,12 @@ from trtllm_scaffold.errors import CheckFailed, InputError
 from trtllm_scaffold.verify.expected import (
     TP_SIZES,
     Parameter,
-    expected_parameters,
     obstacle,
     read_sizes,
     tiling_problems,
 )
 from trtllm_scaffold.verify.expected_moe import division_problems, expert_division
+from trtllm_scaffold.verify.layer_heads import parameters_of_layers, read_layer_heads
 from trtllm_scaffold.verify.load_indices import index_problems
 from trtllm_scaffold.verify.load_run import (
     Shapes,
@@ -51,7 +51,8 @@ def check_load(
         InputError: If answers or headers are unreadable.
     """
     real = dict(sizes) if sizes is not None else read_sizes(port.answers)
-    wanted = expected_parameters(port.answers, real)
+    heads = read_layer_heads(port.answers, real)
+    tables = parameters_of_layers(port.answers, real, heads)
     stored = _from_header(checkpoint) if checkpoint else _expand(port.tensors)
     measured: dict[str, Any] = {
         "stored_tensors": len(stored),
@@ -61,9 +62,13 @@ def check_load(
         problems = _problems(port, stored, real, measured)
     except CheckFailed as error:
         problems = [str(error)]
-    split = {size: obstacle(wanted, size) for size in TP_SIZES}
+    distinct = list({id(table): table for table in tables}.values())
+    split = {
+        size: next(filter(None, (obstacle(table, size) for table in distinct)), "")
+        for size in TP_SIZES
+    }
     for size in (size for size, reason in split.items() if not reason):
-        problems += tiling_problems(wanted, size)
+        problems += [text for table in distinct for text in tiling_problems(table, size)]
     measured["largest_tp"] = max((size for size, why in split.items() if not why), default=0)
     measured["cannot_split"] = {str(size): why for size, why in split.items() if why}
     problems += division_problems(real)
@@ -80,11 +85,12 @@ def _problems(
     table = read_weight_table(port.weights_module)
     if port.answers.get("embedding_rows"):
         real = {**real, "embedding_rows": _table_rows(port, table)}
-    wanted = expected_parameters(port.answers, real)
+    heads = read_layer_heads(port.answers, real)
+    tables = parameters_of_layers(port.answers, real, heads)
     partial = _partial(port, table)
-    parameters = concrete(wanted, real, partial)
+    parameters = concrete(tables, real, partial)
     measured["parameters"] = len(parameters)
-    problems = _table_problems(table, port.tensors, wanted)
+    problems = _table_problems(table, port.tensors, tables[0])
     if not problems:
         byte = np.zeros((), dtype=np.int8)
         arrays = {name: np.broadcast_to(byte, shape) for name, shape in stored.items()}
@@ -102,7 +108,12 @@ def _table_rows(port: PortFiles, table: WeightTable) -> int:
 
 def _expand(tensors: tuple[StoredTensor, ...]) -> Shapes:
     """Name -> shape of every stored tensor, layers written out."""
-    return {name: item.shape for item in tensors for name in item.names()}
+    return {
+        name: shape
+        for item in tensors
+        for layer, shape in item.by_layer()
+        for name in item.names((layer,))
+    }
 
 
 def _from_header(folder: Path) -> Shapes:

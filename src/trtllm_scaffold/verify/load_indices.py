@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trtllm_scaffold.errors import CheckFailed
-from trtllm_scaffold.verify.expected import expected_parameters, small_sizes
+from trtllm_scaffold.verify.expected import small_sizes
 from trtllm_scaffold.verify.expected_moe import small_stored_shape
+from trtllm_scaffold.verify.layer_heads import (
+    parameters_of_layers,
+    read_layer_heads,
+    small_layer_heads,
+)
 from trtllm_scaffold.verify.load_run import Shapes, compare, concrete, run_port
+from trtllm_scaffold.verify.parameter import Parameter
 from trtllm_scaffold.verify.port_files import PortFiles
 from trtllm_scaffold.verify.weight_table import WeightTable
 
 #: Indices are this far apart, so that a norm's "+ 1" at load still shows which one it was.
 _SPACING = 4
+
+_Tables = Sequence[Mapping[str, Parameter]]
 
 
 def index_problems(
@@ -27,13 +35,17 @@ def index_problems(
 ) -> list[str]:
     """Run at small sizes on arrays whose every element is its own number."""
     small = small_sizes(real)
-    if partial:  # which layers differ is said of the real number of layers
+    heads = read_layer_heads(port.answers, real)
+    if partial or heads:  # which layers differ is said of the real number of layers
         small["num_hidden_layers"] = real["num_hidden_layers"]
-    wanted = concrete(expected_parameters(port.answers, small), small, partial)
+    few = small_layer_heads(heads, small) if heads else ()
+    after = parameters_of_layers(port.answers, small, few)
+    wanted = concrete(after, small, partial)
     arrays: dict[str, Any] = {}
     first = 0
     starts: list[tuple[int, str]] = []
-    shapes, dropped = _small_shapes(table, port, stored, real, small)
+    before = parameters_of_layers(port.answers, real, heads)
+    shapes, dropped = _small_shapes(table, port, stored, (before, after), (real, small))
     for name, shape in shapes.items():
         count = int(np.prod(shape))
         values = np.arange(first, first + count, dtype=np.float64) * _SPACING
@@ -79,28 +91,34 @@ def _small_shapes(
     table: WeightTable,
     port: PortFiles,
     stored: Shapes,
-    real: Mapping[str, int],
-    small: Mapping[str, int],
+    tables: tuple[_Tables, _Tables],
+    sizes: tuple[Mapping[str, int], Mapping[str, int]],
 ) -> tuple[Shapes, set[str]]:
-    """What the small model stores, laid out as the real shapes show, and what of it is dropped."""
-    before = expected_parameters(port.answers, real)
-    after = expected_parameters(port.answers, small)
+    """What the small model stores, laid out as the real shapes show, and what of it is dropped.
+
+    `tables` and `sizes` are those of the real and of the small model.
+    """
+    real, small = sizes
     counts = real.get("num_experts", 1), small.get("num_experts", 1)
     shapes: Shapes = {}
     dropped: set[str] = set()
     for item in port.tensors:
-        shape: tuple[int, ...] = (3,)
-        if item.name in table.weights:
-            targets = table.weights[item.name]
-            held = stored.get(item.names()[0], item.shape)
-            parts = [before[name].shape for name in targets]
-            few = [after[name].shape for name in targets]
-            shape = _small_shape(item.name, held, parts, few, counts)
-        everywhere = range(small["num_hidden_layers"] if item.layers else 1)
+        everywhere = item.only_layers or range(small["num_hidden_layers"] if item.layers else 1)
         count = counts[1] if item.heads is None else _small_heads(item.heads, real, small)
-        names = item.names(item.only_layers or everywhere, count)
-        shapes.update(dict.fromkeys(names, shape))
-        dropped.update(names if item.name in table.dropped else ())
+        for layers in [(layer,) for layer in everywhere] if item.shapes else [everywhere]:
+            shape: tuple[int, ...] = (3,)
+            if item.name in table.weights:
+                first = item.names(layers)[0] if item.shapes else item.names()[0]
+                held = stored.get(first, item.shape)
+                before, after = (
+                    [of_layers[layers[0] if item.shapes else 0][name].shape for name in targets]
+                    for of_layers in tables
+                    for targets in (table.weights[item.name],)
+                )
+                shape = _small_shape(item.name, held, before, after, counts)
+            names = item.names(layers, count)
+            shapes.update(dict.fromkeys(names, shape))
+            dropped.update(names if item.name in table.dropped else ())
     return shapes, dropped
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +22,20 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def concrete(
-    wanted: Mapping[str, Parameter], sizes: Mapping[str, int], partial: Mapping[str, set[int]]
+    tables: Sequence[Mapping[str, Parameter]],
+    sizes: Mapping[str, int],
+    partial: Mapping[str, set[int]],
 ) -> dict[str, Parameter]:
-    """`wanted` with layers, experts and heads written out; `partial` for some layers only."""
+    """Parameters with layers, experts and heads written out; `partial` for some layers only.
+
+    `tables` has one for each layer, or a single one for all.
+    """
     layers = range(sizes["num_hidden_layers"])
     return {
         name.replace("{i}", str(layer)).replace("{e}", str(part)).replace("{j}", str(part)): item
-        for name, item in wanted.items()
+        for name in tables[0]
         for layer in (partial.get(name, layers) if "{i}" in name else (0,))
+        for item in (tables[layer if len(tables) > 1 else 0][name],)
         for part in range(_parts(name, item, sizes))
     }
 

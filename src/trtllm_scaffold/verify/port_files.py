@@ -77,6 +77,7 @@ class StoredTensor:
         only_layers: Those that have the tensor, where not all have.
         experts: How many experts there are where `name` holds ``{e}``: each has one.
         heads: How many heads there are where `name` holds ``{j}``: each has one.
+        shapes: The shape in each layer that has the tensor, where layers differ in it.
     """
 
     name: str
@@ -85,11 +86,17 @@ class StoredTensor:
     only_layers: tuple[int, ...] = ()
     experts: int | None = None
     heads: int | None = None
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def holders(self) -> tuple[int, ...]:
         """Every layer that has the tensor; a single 0 for a tensor outside the layers."""
         return self.only_layers or tuple(range(self.layers or 1))
+
+    def by_layer(self) -> tuple[tuple[int, tuple[int, ...]], ...]:
+        """(layer, shape) of every layer that has the tensor."""
+        shapes = self.shapes or (self.shape,) * len(self.holders)
+        return tuple(zip(self.holders, shapes, strict=True))
 
     def names(self, layers: Iterable[int] = (), count: int | None = None) -> list[str]:
         """Every stored name: of `layers` and of so many experts or heads, all by default."""
@@ -215,7 +222,24 @@ def _tensor(entry: Any, path: Path) -> StoredTensor:
             where=str(path),
         )
     counts = {kind: _count(entry, kind, mark, path) for kind, mark in _MARKS.items()}
-    return StoredTensor(name, tuple(shape), layers, _only_layers(entry, layers, path), **counts)
+    only = _only_layers(entry, layers, path)
+    shapes = _shapes(entry, len(only) or layers or 1, path)
+    return StoredTensor(name, tuple(shape), layers, only, **counts, shapes=shapes)
+
+
+def _shapes(entry: dict[str, Any], count: int, path: Path) -> tuple[tuple[int, ...], ...]:
+    """The shape in each of `count` layers; empty where there is one shape for all."""
+    found = entry.get("shapes") or []
+    good = isinstance(found, list) and (
+        not found
+        or (len(found) == count and all(isinstance(s, list) and _is_shape(s) for s in found))
+    )
+    if not good:
+        raise InputError(
+            f"shapes of {shown(entry['name'])} is {shown(found)}, not one for each layer",
+            where=str(path),
+        )
+    return tuple(map(tuple, found))
 
 
 #: What a name may be repeated over, and what stands for its number there.
