@@ -12,6 +12,9 @@ from trtllm_scaffold.verify.scenarios import Result, chunked, prefill
 
 from .sizes import Sizes
 
+#: Sequences that are decoded one after the other.
+DECODED = 5
+
 Tokens = Sequence[torch.Tensor]
 Scenario = Callable[[Driver, Tokens], Iterator[Result]]
 
@@ -27,14 +30,14 @@ def scenarios(sizes: Sizes) -> dict[str, Scenario]:
 
 
 def decode(driver: Driver, sequences: Tokens, steps: int) -> Iterator[Result]:
-    """The last `steps` tokens of the long sequence, one by one."""
-    tokens = sequences[0]
-    prompt = len(tokens) - steps
-    driver.reserve({0: len(tokens)})
-    driver.forward([Piece(0, tokens[:prompt], 0, True)])
-    for position in range(prompt, len(tokens)):
-        piece = Piece(0, tokens[position : position + 1], position, False)
-        yield 0, position, driver.forward([piece])[0]
+    """The last `steps` tokens of the long sequence and of four others, one by one."""
+    for who, tokens in enumerate(sequences[:DECODED]):
+        prompt = max(len(tokens) - steps, 1)
+        driver.reserve({who: len(tokens)})
+        driver.forward([Piece(who, tokens[:prompt], 0, True)])
+        for position in range(prompt, len(tokens)):
+            piece = Piece(who, tokens[position : position + 1], position, False)
+            yield who, position, driver.forward([piece])[0]
 
 
 def mixed(driver: Driver, sequences: Tokens, steps: int, budget: int) -> Iterator[Result]:

@@ -26,7 +26,7 @@ from trtllm_scaffold.verify.port_module import (
 )
 from trtllm_scaffold.verify.scenarios import Regime
 
-from .batches import scenarios
+from .batches import DECODED, scenarios
 from .errors import Compared
 from .sizes import Sizes, regimes
 
@@ -155,7 +155,7 @@ class Subject:
         """Run a scenario in every regime."""
         found = []
         for regime, sequences in self.reference.sequences.items():
-            involved = sequences if scenario == "mixed batch" else sequences[:2]
+            involved = sequences if scenario == "mixed batch" else sequences[:DECODED]
             with quiet(), self.driver(dtype, regime, involved) as driver:
                 results = list(scenarios(self.sizes)[scenario](driver, involved))
             found += [self._compare(dtype, regime, *result) for result in results]

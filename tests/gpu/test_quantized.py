@@ -42,4 +42,5 @@ def test_fp8_weights(subject, measure, algorithm):
             moved.append(relative_error(expected, plain))
     note(relative_error=max(errors), layers=layers, moved_by_quantization=min(moved))
     assert layers >= 4 * config.num_hidden_layers
-    assert min(moved) > 10 * FP32_BOUND, "quantization changed nothing that could be seen"
+    # A port that reads the unquantized weights instead must fail by far.
+    assert min(moved) > 5 * FP32_BOUND, "quantization changed nothing that could be seen"

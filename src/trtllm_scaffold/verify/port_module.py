@@ -212,7 +212,7 @@ def _biases(model: torch.nn.Module) -> list[torch.Tensor]:
     ]
 
 
-def save_checkpoint(model: torch.nn.Module, folder: Path, package: Path) -> None:
+def save_checkpoint(model: torch.nn.Module, folder: Path, package: Path | None = None) -> None:
     """Store `model` as HF does, so that names and layouts are those of real checkpoints.
 
     Those of the text decoder in a whole model, where the port in `package` is one.
@@ -221,7 +221,8 @@ def save_checkpoint(model: torch.nn.Module, folder: Path, package: Path) -> None
     if getattr(model, "generation_config", None) is not None:
         model.generation_config = type(model.generation_config)()
     model.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
-    store_as_whole(folder, recorded_answers(package.parent))
+    if package is not None:
+        store_as_whole(folder, recorded_answers(package.parent))
 
 
 def as_checkpoint(model: torch.nn.Module) -> dict[str, torch.Tensor]:
