@@ -118,9 +118,9 @@ def main() -> None:
         if wanted and not name.startswith(wanted):
             continue
         try:
-            with subject(
-                options.ports / folder, "published", {**_LONG, **changes}, plan.longest
-            ) as made:
+            port = options.ports / folder
+            config = port / "tests" / "configs" / "published.json"
+            with subject(port, config, {**_LONG, **changes}, plan.longest) as made:
                 rows += rows_of(name, made, machine, plan, _tell)
         except Exception as error:  # the other models still have their rows
             failed[name] = f"{type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from trtllm_scaffold import __version__, console
+from trtllm_scaffold.cli_bench import add_bench_command
 from trtllm_scaffold.cli_ports import add_port_commands
 from trtllm_scaffold.errors import ScaffoldError, UsageError
 from trtllm_scaffold.options import (
@@ -209,6 +210,7 @@ def prove(
 
 
 add_port_commands(app)
+add_bench_command(app)
 
 
 @app.command(help="Render and prove many families; keep the score.")

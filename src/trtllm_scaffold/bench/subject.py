@@ -48,29 +48,34 @@ class Subject:
     captured: bool
 
 
+def require_gpu() -> None:
+    """Raise an EnvironmentProblem where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        raise EnvironmentProblem("no CUDA device", hint="a benchmark's times are those of a GPU")
+
+
 @contextmanager
 def subject(
-    port: Path, config_name: str, changes: dict[str, Any] | None, max_seq_len: int
+    port: Path, config_path: Path, changes: dict[str, Any], max_seq_len: int
 ) -> Iterator[Subject]:
     """Build both models; their memory is given back at the end.
 
     Args:
         port: What ``trtllm-scaffold new`` wrote.
-        config_name: A file of its tests/configs, without ``.json``.
+        config_path: The configuration to build, one that the port serves.
         changes: Keys of the configuration to set, for another size of the same family.
         max_seq_len: Longest sequence.
 
     Raises:
         EnvironmentProblem: If there is no CUDA device, or HF cannot build the model.
     """
-    if not torch.cuda.is_available():
-        raise EnvironmentProblem("no CUDA device", hint="a benchmark's times are a GPU's")
+    require_gpu()
     files = read_port(port)
     generation = files.answers.get("trtllm", "1.2")
     runtime = start_runtime("standin", generation, "cuda")
     import_port(files.package)
-    config = load_config(port / "tests" / "configs" / f"{config_name}.json")
-    for key, value in (changes or {}).items():
+    config = load_config(config_path)
+    for key, value in changes.items():
         setattr(config, key, value)
     torch.manual_seed(0)
     with quiet(), torch.inference_mode():

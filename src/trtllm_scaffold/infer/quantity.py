@@ -90,7 +90,9 @@ class Fitter:
         found = next(self._fitting(self._candidates(observed, hints, rtol), observed, rtol), None)
         if found is not None and self._computed(found.expr):
             plain = self._fitting(self._simple(observed, hints, rtol), observed, rtol)
-            found = next((other for other in plain if not self._computed(other.expr)), found)
+            # Not to a key of a nested configuration (an audio encoder's): it may be equal by chance.
+            outer = (item for item in plain if "." not in "".join(names_in(item.expr)))
+            found = next((other for other in outer if not self._computed(other.expr)), found)
         if found is not None:
             if not set(names_in(found.expr)) & set(self._hinted(hints)):
                 self._refuse_rivals(fact, found, observed, rtol)
@@ -109,13 +111,15 @@ class Fitter:
 
         Tiny models give keys values of their own, so two that look alike there were not told
         apart, be it as they are, inverted or under a root: choosing one would be a guess. A key
-        that a hint names was not chosen so.
+        that a hint names was not chosen so, and a key of a nested configuration (an audio
+        encoder's) is no rival of one at the top.
         """
         names = names_in(found.expr)
         if len(names) != 1 or names[0] not in self._columns:
             return
         exact = all(isinstance(value, int) for value in observed)
-        plain = self._single(ONE, list(self._columns), exact)
+        rivals = [name for name in self._columns if "." in names[0] or "." not in name]
+        plain = self._single(ONE, rivals, exact)
         for rival in self._fitting(plain, observed, rtol):
             if not _same(rival.value, found.value, rtol):
                 raise Refused(
