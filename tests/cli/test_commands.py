@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -365,3 +366,49 @@ def test_secrets_and_terminal_escapes_stay_out(new, config, capsys, monkeypatch)
         assert "http://***@host/" in text
         for secret in ("my-own-token", "hf_abc", "pw", "\x1b", "\x07", "\u202e"):
             assert secret not in text
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """What `bench` was asked to measure; nothing is."""
+    asked: list[Any] = []
+
+    @contextlib.contextmanager
+    def subject(port, config, changes, longest):
+        asked.append((port, config, changes, longest))
+        yield SimpleNamespace(runtime={"name": "standin", "version": "1.2"})
+
+    def rows_of(name, _made, _machine, plan, _tell):
+        asked.append((name, plan))
+        row = {"metric": "decode", "batch": 8, "ours": 1.5, "hf_best": None, "unit": "ms/token"}
+        return [row]
+
+    @dataclass(frozen=True)
+    class Plan:
+        prompts: tuple[int, ...]
+        batches: tuple[int, ...]
+        compiled: bool
+        longest: int = 99
+
+    module(monkeypatch, "bench.subject", subject=subject, require_gpu=lambda: None)
+    module(monkeypatch, "bench.run", rows_of=rows_of, Plan=Plan)
+    module(monkeypatch, "bench.floors", measure_machine=lambda: None)
+    return asked
+
+
+def test_bench_measures_what_it_is_asked_to(timed, capsys):
+    assert run(["bench", "p", "--prompts", "64, 128", "--batches", "8", "--no-compiled"]) == 0
+    assert timed[0] == (Path("p"), Path("p/config.json"), {}, 99)
+    name, plan = timed[1]
+    assert (name, plan.prompts, plan.batches, plan.compiled) == ("p", (64, 128), (8,), False)
+    shown = capsys.readouterr().out
+    assert "decode  8      1.5" in shown and "runtime standin 1.2" in shown
+    assert run(["bench", "p", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["rows"][0]["hf_best"] is None and document["runtime"]["name"] == "standin"
+
+
+@pytest.mark.parametrize("options", [["--batches", "0"], ["--prompts", "1,,2"]])
+def test_bench_takes_counts_alone(options, capsys):
+    assert run(["bench", "p", *options]) == 2
+    assert "is no list of counts" in capsys.readouterr().err
