@@ -90,7 +90,7 @@ class Fitter:
         found = next(self._fitting(self._candidates(observed, hints, rtol), observed, rtol), None)
         if found is not None and self._computed(found.expr):
             plain = self._fitting(self._simple(observed, hints, rtol), observed, rtol)
-            # Not to a key of a nested configuration (an audio encoder's): it may be equal by chance.
+            # Not to one of a nested configuration (an audio encoder's): equal by chance.
             outer = (item for item in plain if "." not in "".join(names_in(item.expr)))
             found = next((other for other in outer if not self._computed(other.expr)), found)
         if found is not None:
