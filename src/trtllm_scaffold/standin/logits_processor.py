@@ -38,7 +38,7 @@ class LogitsProcessor(nn.Module):
         if not return_context_logits:
             if attn_metadata is None:
                 hidden_states = hidden_states[-1]
-            elif hidden_states.shape[0] != attn_metadata.num_seqs:
+            elif hidden_states.shape[0] != attn_metadata.seq_lens_cuda.shape[0]:
                 ends = torch.cumsum(attn_metadata.seq_lens_cuda, dim=0, dtype=torch.long) - 1
                 hidden_states = hidden_states[ends]
         logits = lm_head(hidden_states)

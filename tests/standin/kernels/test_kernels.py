@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 CUDA = torch.cuda.is_available()
-if not CUDA:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
 pytest.importorskip("triton", reason="needs triton")
 
 from trtllm_scaffold.standin.attention.kernel import (  # noqa: E402
