@@ -11,7 +11,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan import plan_port, port_names
 from trtllm_scaffold.spec import ModelSpec
 
-BLOCKS, BEAM = SPECS["blocks"], SPECS["beam"]
+BLOCKS, BEAM, LLAMA = SPECS["blocks"], SPECS["beam"], SPECS["llama"]
 
 
 def changed(spec: ModelSpec, *parts: dict[str, object]) -> ModelSpec:
@@ -31,6 +31,9 @@ NARROW = {"value_dim": key("v_head_dim", 5)}
 FEWER = {"num_key_value_heads": key("few", 1)}
 
 
+CAP = key("attn_logit_softcapping", 50.0)
+
+
 @pytest.mark.parametrize(
     ("spec", "axis", "says"),
     [
@@ -38,6 +41,7 @@ FEWER = {"num_key_value_heads": key("few", 1)}
         (changed(BLOCKS, FEWER, {}), "attention.heads", "blocks of keys are chosen"),
         (changed(BLOCKS, {}, FEWER), "attention.heads", "blocks of keys are chosen"),
         (changed(BEAM, {"sinks": True}, {}), "attention.sinks", "a bias for each head"),
+        (changed(LLAMA, {"sinks": True, "softcap": CAP}), "attention.sinks", "has no sinks"),
     ],
 )
 def test_what_cannot_stand_together_is_refused(spec: ModelSpec, axis: str, says: str) -> None:

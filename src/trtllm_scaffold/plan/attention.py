@@ -113,6 +113,17 @@ def is_reference(spec: ModelSpec) -> bool:
     return capped or chunked or chooses or spec.position.kind == "alibi"
 
 
+def _check_sinks(spec: ModelSpec) -> None:
+    """Refuse sinks that an attention of the port's own would not read."""
+    sinks = any(kind.attention.sinks for kind in spec.layer_kinds)
+    if sinks and is_reference(spec):
+        raise Refused(
+            "attention.sinks",
+            "the port's own attention (softcap, chunks, ALiBi or chosen keys) has no sinks",
+            where=spec.source,
+        )
+
+
 def has_native_qk_norm(spec: ModelSpec) -> bool:
     """Whether QKNormRoPEAttention computes the query-key norm.
 
@@ -162,6 +173,7 @@ def _kind(spec: ModelSpec) -> str:
 
 def plan_attention(spec: ModelSpec) -> Answers:
     """Answers of the attention axis."""
+    _check_sinks(spec)
     attention = spec.layer.attention
     window, condition = _window(spec)
     _check_layers(spec)
