@@ -155,17 +155,7 @@ def read_block_indexer(
 
 def _norms(layer: Layer, scores: Value) -> tuple[NormCall, NormCall]:
     """The norms of index queries and of the one index key, which the scores are made from."""
-    found: dict[Value, None] = {}
-    stack, seen = [scores], set()
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if layer.is_atom(value):
-            found[value] = None
-        elif value.node is not None:
-            stack.extend(value.node.inputs)
+    found, _ = layer.made_from(scores)
     norms = [norm for value in found if (norm := layer.norms.at(value)) is not None]
     if len(norms) != 2 or len(found) != 2:
         raise _refused(layer, f"index scores are made from {len(found)} values, not from two norms")

@@ -47,6 +47,24 @@ class Layer:
         """Whether a walk back stops here: the input, a linear layer's or a norm's output."""
         return value is self.input or value in self.linears or self.norms.at(value) is not None
 
+    def made_from(self, target: Value) -> tuple[list[Value], list[Value]]:
+        """The atoms that `target` is computed from, and the other values without an operation."""
+        atoms: dict[Value, None] = {}
+        leaves: list[Value] = []
+        stack, seen = [target], set()
+        while stack:
+            value = stack.pop()
+            if value in seen:
+                continue
+            seen.add(value)
+            if self.is_atom(value):
+                atoms[value] = None
+            elif value.node is not None:
+                stack.extend(value.node.inputs)
+            else:
+                leaves.append(value)
+        return list(atoms), leaves
+
 
 def find_layers(graph: Graph, norms: NormReader) -> tuple[str, list[Layer]]:
     """Find the layer list and its layers, in order.

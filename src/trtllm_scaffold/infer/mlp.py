@@ -147,20 +147,8 @@ def _parametric(
 
 def _sources(layer: Layer, target: Value) -> _Sources:
     """The linear layers whose outputs `target` is computed from, through other operations."""
-    found: dict[Value, None] = {}
-    parameters: list[Value] = []
-    stack, seen = [target], set()
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if layer.is_atom(value):
-            found[value] = None
-        elif value.node is not None:
-            stack.extend(value.node.inputs)
-        elif value in layer.graph.parameters:
-            parameters.append(value)
+    found, leaves = layer.made_from(target)
+    parameters = [value for value in leaves if value in layer.graph.parameters]
     linears = [layer.linears.get(value) for value in sorted(found, key=lambda v: v.index)]
     if not linears or None in linears or len(linears) > 2:
         raise _refused(layer, f"{len(linears)} values meet before its last projection")

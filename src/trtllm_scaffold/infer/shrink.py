@@ -56,9 +56,6 @@ _MAX_PARAMETERS = 16_000_000
 #: One with more than this is not built: its sizes hide where nothing can make them small.
 _MOST_PARAMETERS = 150_000_000
 
-#: The same with every layer kept, of which a real model has up to a hundred.
-_MOST_IN_WHOLE_DEPTH = 300_000_000
-
 
 def shrink(
     raw: Mapping[str, Any],
@@ -116,9 +113,8 @@ def shrink(
     edits.update(scalars)
     edits.update(tiny_rope(source, config, real, sizes, style, variant))
     tiny = json.loads(json.dumps({**source, **edits}))
-    most = _MOST_IN_WHOLE_DEPTH if whole_depth else _MOST_PARAMETERS
     tiny.update(head_lists(tiny, full, real.sizes, sizes, classes))
-    tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant, most))
+    tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
     # A window may equal a size by chance: what sets no shape is looked at once more.
     settled = {key: value for key, value in edits.items() if key not in by_chance}
     tiny.update(
@@ -158,7 +154,6 @@ def _unnamed_sizes(
     edits: Mapping[str, Any],
     classes: HFClasses,
     variant: int,
-    most: int,
 ) -> dict[str, Any]:
     """Return small values for large sizes of unknown names, where the model is still large."""
     from trtllm_scaffold.infer.probe import parameter_count, sets_a_size  # imports torch
@@ -175,7 +170,7 @@ def _unnamed_sizes(
         if sets_a_size({**tiny, key: full[key]}, key, classes):
             small[key] = 44 + 12 * len(small) + 8 * variant
     left_over = parameter_count({**tiny, **small}, classes)
-    if left_over > most:
+    if left_over > _MOST_PARAMETERS:
         raise Refused(
             "model",
             f"the smallest {classes.model_class.__name__} still has {left_over:,} parameters: "
