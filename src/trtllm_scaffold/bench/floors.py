@@ -62,13 +62,13 @@ class Weights:
     experts: int
     share: float
 
-    def read(self, batch: int) -> float:
-        """Bytes of weights that a decode step of ``batch`` sequences must read at least.
+    @property
+    def read(self) -> float:
+        """Bytes of weights that a decode step must read at least.
 
         How many experts several tokens touch is chance: at least those of one token.
         """
-        touched = self.share if batch else 0.0
-        return 2.0 * (self.dense + self.experts * touched)
+        return 2.0 * (self.dense + self.experts * self.share)
 
     def operations(self, tokens: int, logits: int) -> float:
         """Multiplications and additions of a step, attention's own left out.

@@ -46,7 +46,7 @@ class Decode:
         first = [Prefill(driver, prompt, who)().argmax(-1) for who, prompt in enumerate(prompts)]
         self.batch, self.length = prompts.shape
         self.first = torch.cat(first)
-        metadata = driver.metadata([Piece(who, prompts[0][:1], 0, False) for who in range(1)])
+        metadata = driver.metadata([Piece(0, prompts[0][:1], 0, False)])
         self.graph = DecodeGraph(driver.model, metadata, self.batch)
 
     def start(self) -> None:

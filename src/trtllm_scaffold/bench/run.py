@@ -63,7 +63,7 @@ def rows_of(
 
 def _decode_floor(weights: Weights, batch: int, machine: Machine) -> float:
     """The larger of reading the weights and multiplying by them, in milliseconds."""
-    read = weights.read(batch) / machine.bandwidth
+    read = weights.read / machine.bandwidth
     return round(max(read, weights.operations(batch, batch) / machine.matmul) * 1e3, 4)
 
 
