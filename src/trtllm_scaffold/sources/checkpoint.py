@@ -19,6 +19,7 @@ MAX_INDEX_BYTES = 64 << 20
 """An index of 300 000 experts' tensors, twice the largest published one."""
 
 MAX_FILES = 4096
+_LARGEST = (1 << 63) - 1
 MAX_DIMS = 8
 
 _BITS = {
@@ -263,5 +264,7 @@ def _sizes(value: Any) -> tuple[int, ...] | None:
     """Return a list of sizes that fit in 64 bits as a tuple; None for anything else."""
     if not isinstance(value, list | tuple):
         return None
-    valid = all(type(item) is int and 0 <= item < 1 << 63 for item in value)
-    return tuple(value) if valid else None
+    for item in value:
+        if type(item) is not int or not 0 <= item <= _LARGEST:
+            return None
+    return tuple(value)

@@ -17,6 +17,7 @@ MAX_DIGITS = 40
 MAX_DEPTH = 32
 """Deepest nesting accepted: published config.json files stay below 8."""
 
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % MAX_DIGITS)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KIND = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "true or false"}
 
@@ -78,7 +79,7 @@ def parse_object(data: bytes, where: str, *, shallow: bool = False) -> dict[str,
             nested too deep, or not an object.
     """
     try:
-        document = json.loads(data.decode("utf-8"), **_strict(where))
+        document = json.loads(data.decode("utf-8"), **_strict(data, where))
     except UnicodeDecodeError as error:
         raise InputError(f"not UTF-8 text (byte {error.start})", where=where) from None
     except json.JSONDecodeError as error:
@@ -94,8 +95,12 @@ def parse_object(data: bytes, where: str, *, shallow: bool = False) -> dict[str,
     return document
 
 
-def _strict(where: str) -> dict[str, Any]:
-    """Return the hooks that make json.loads refuse what it would let through."""
+def _strict(data: bytes, where: str) -> dict[str, Any]:
+    """Return the hooks that make json.loads refuse what it would let through.
+
+    A hook costs one call for every number, so integers are watched only where the document has
+    a run of digits that could be too long.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -120,7 +125,7 @@ def _strict(where: str) -> dict[str, Any]:
 
     return {
         "object_pairs_hook": unique,
-        "parse_int": integer,
+        "parse_int": integer if _LONG_NUMBER.search(data) else None,
         "parse_float": real,
         "parse_constant": constant,
     }
