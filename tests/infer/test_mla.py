@@ -119,10 +119,8 @@ def test_a_fork_with_names_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("trick", "match"),
     [
-        ("scaled latent", "attention: .*latent does not pass exactly one norm"),
         ("latent without norm", "attention: .*latent does not pass exactly one norm"),
         ("own shared key", "attention: .*have projections of their own"),
-        ("normed shared key", "attention: .*keys are made from 2 values"),
         ("spun first", "attention: .*in the order plain, rotated"),
         ("scale", "attention.scale: scores are scaled by .* make"),
     ],
@@ -130,6 +128,19 @@ def test_a_fork_with_names_of_its_own() -> None:
 def test_forms_without_a_label(trick: str, match: str) -> None:
     with pytest.raises(Refused, match=match):
         fork(trick=trick)
+
+
+def test_what_the_librarys_module_does_not_do_to_latents_is_refused() -> None:
+    spec = fork(trick="scaled latent")
+    scale = latents(spec).kv_scale
+    assert scale is not None and scale.expr == "1.7"
+    with pytest.raises(Refused, match="attention.latent_scale"):
+        plan_port(spec, port_names(spec, None, None), "1.2")
+    spec = fork(trick="normed shared key")
+    norm = latents(spec).rope_norm
+    assert norm is not None and norm.eps.expr == "config.fuzz"
+    with pytest.raises(Refused, match="attention.latent_rope_norm"):
+        plan_port(spec, port_names(spec, None, None), "1.2")
 
 
 @pytest.mark.parametrize("trick", ["shared key first", "value before key"])

@@ -113,6 +113,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.value_dim": attention.value_dim,
         "attention.value_factor": _short(attention.value_scale),
         "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
+        "attention.latent_factors": _latent_factors(attention.mla),
         **_index_numbers(attention),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
@@ -252,7 +253,12 @@ def latent_label(mla: MlaFacts) -> str:
     linears = {"q_a": mla.q_a, "kv_a": mla.kv_a}
     biased = [name for name, linear in linears.items() if linear is not None and linear.bias]
     query = "" if mla.q_norm is None else f"of queries ({norm_label(mla.q_norm)}) and "
-    return f"{query}of keys and values ({norm_label(mla.kv_norm)}), biases: {biased or 'none'}"
+    factors = {"queries": mla.q_factor, "keys and values": mla.kv_factor}
+    scaled = [name for name, factor in factors.items() if not is_one(factor)]
+    parts = [f"{query}of keys and values ({norm_label(mla.kv_norm)})"]
+    parts += [f"scaled: {', '.join(scaled)}"] if scaled else []
+    parts += [] if mla.rope_norm is None else [f"shared key normed ({norm_label(mla.rope_norm)})"]
+    return ", ".join([*parts, f"biases: {biased or 'none'}"])
 
 
 def _indexer_label(attention: AttentionFacts) -> str | None:
@@ -276,6 +282,10 @@ def _index_numbers(attention: AttentionFacts) -> dict[str, Label]:
     else:
         return {}
     return {"attention.index_widths": label}
+
+
+def _latent_factors(mla: MlaFacts | None) -> str | None:
+    return None if mla is None else f"{_short(mla.q_factor)} and {_short(mla.kv_factor)}"
 
 
 def latent_widths(mla: MlaFacts) -> str:

@@ -9,6 +9,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.indexer import IndexerFacts
 from trtllm_scaffold.infer.keys import SYNONYMS
+from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.rope import yarn_magnitude
@@ -48,13 +49,24 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         assert found is not None
         return found
 
+    def factor(which: str, rank: Quantity | None) -> Quantity | None:
+        name = f"{which}_factor"
+        if rank is None or all(is_one(getattr(read(o), name)) for o in builder.observations):
+            return None
+        root = f"(config.hidden_size / {rank.expr}) ** 0.5"
+        return builder.fit(
+            f"attention.{which}_scale", lambda o: getattr(read(o), name), hints=(root,)
+        )
+
     if scale_form:
         raise Refused("attention.scale", f"latent attention whose scale is {scale_form}")
     first = builder.first.attention
     has_query = read(builder.observations[0]).q_a is not None
+    q_rank = width("q_lora_rank", "q_rank") if has_query else None
+    kv_rank = width("kv_lora_rank", "kv_rank")
     return MlaSpec(
-        q_lora_rank=width("q_lora_rank", "q_rank") if has_query else None,
-        kv_lora_rank=width("kv_lora_rank", "kv_rank"),
+        q_lora_rank=q_rank,
+        kv_lora_rank=kv_rank,
         qk_nope_head_dim=width("qk_nope_head_dim", "nope"),
         qk_rope_head_dim=width("qk_rope_head_dim", "rope"),
         v_head_dim=width("v_head_dim", "value"),
@@ -63,6 +75,9 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         biases=_biases(first),
         magnitude=_magnitude(builder),
         indexer=None if first.choice is None else _indexer(builder),
+        q_scale=factor("q", q_rank),
+        kv_scale=factor("kv", kv_rank),
+        rope_norm=builder.optional_norm("attention.k_rope_norm.eps", lambda o: read(o).rope_norm),
     )
 
 

@@ -113,6 +113,7 @@ def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> N
     if attention.mla is not None:
         norms["attention.kv_a_norm"] = attention.mla.kv_norm
         norms["attention.q_a_norm"] = attention.mla.q_norm
+        norms["attention.k_rope_norm"] = attention.mla.rope_norm
     if attention.indexer is not None:
         norms["attention.index_k_norm"] = attention.indexer.norm.facts
     if attention.block_indexer is not None:

@@ -8,6 +8,7 @@ from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import (
     AttentionSpec,
     BlockIndexerSpec,
+    GateSpec,
     LayerKind,
     MlaSpec,
     ModelSpec,
@@ -80,7 +81,6 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
     nope, rope = mla.qk_nope_head_dim.value, mla.qk_rope_head_dim.value
     widths = f"{nope} + {rope}, values {mla.v_head_dim.value}, latent {mla.kv_lora_rank.value}"
     norms = [norm.label for norm in (mla.q_norm, mla.kv_norm) if norm]
-    gate = attention.output_gate
     known = widths if widths == KERNEL_LATENT_WIDTHS else "others"
     chosen = mla.indexer
     return [
@@ -88,13 +88,28 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
         ("attention.latent_widths", "any, by the port's own attention" if chosen else known),
         ("attention.indexer", f"{chosen.style}, {chosen.key_norm.label}" if chosen else "none"),
         *(("attention.latent_norm", norm) for norm in norms),
+        ("attention.latent_scale", "none" if chosen else _set(mla.q_scale or mla.kv_scale)),
+        ("attention.latent_rope_norm", _rope_norm(mla)),
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
         ("attention.sinks", "with latents" if attention.sinks else "none"),
-        ("attention.output_gate", "with latents" if gate else "none"),
+        ("attention.output_gate", _latent_gate(attention.output_gate, mla)),
         ("attention.output_norm", "with latents" if attention.output_norm else "none"),
         ("attention.window", "with latents" if attention.window else "none"),
     ]
+
+
+def _latent_gate(gate: GateSpec | None, mla: MlaSpec) -> str:
+    if gate is None:
+        return "none"
+    own = mla.indexer is not None and not gate.head_bias
+    return f"{gate.activation}, {gate.width}" if own else "with latents"
+
+
+def _rope_norm(mla: MlaSpec) -> str:
+    if mla.rope_norm is None:
+        return "none"
+    return mla.rope_norm.label if mla.indexer else "in the library's module"
 
 
 def _latent_rope_facts(rope: RopeSpec, mla: MlaSpec) -> list[Fact]:

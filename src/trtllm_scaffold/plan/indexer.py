@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of
-from trtllm_scaffold.spec import IndexerSpec, LayerKind, ModelSpec, NormSpec, Quantity, TensorSpec
+from trtllm_scaffold.spec import (
+    IndexerSpec,
+    LayerKind,
+    MlaSpec,
+    ModelSpec,
+    NormSpec,
+    Quantity,
+    TensorSpec,
+)
 
 #: TensorRT-LLM's modules that such an attention is made of.
 SYMBOLS = ("Linear", "Mapping", "RMSNorm", "RotaryEmbedding")
@@ -17,12 +27,25 @@ _MODULES = {
     ("q_b",): ("q_b_proj", "whole"),
     ("kv_a", "k_rope"): ("kv_a_proj_with_mqa", "rows"),
     ("kv_a_norm",): ("kv_a_layernorm", "whole"),
+    ("k_rope_norm",): ("k_rope_layernorm", "whole"),
     ("k_b", "v_b"): ("kv_b_proj", "per_head"),
+    ("gate",): ("gate_proj", "whole"),
     ("o",): ("o_proj", "whole"),
     ("index_q",): ("indexer.wq_b", "whole"),
     ("index_k",): ("indexer.wk", "whole"),
     ("index_k_norm",): ("indexer.k_norm", "whole"),
     ("index_weights",): ("indexer.weights_proj", "whole"),
+}
+
+
+_NOTHING: Answers = {
+    "indexer": "",
+    "indexer_condition": "",
+    "index_layers": [],
+    "latent_dim": "",
+    "latent_q_scale": "",
+    "latent_kv_scale": "",
+    "latent_rope_norm": False,
 }
 
 
@@ -49,18 +72,20 @@ def indexer_norms(spec: ModelSpec) -> dict[str, NormSpec]:
     indexer, mla = indexer_of(spec), spec.layer.attention.mla
     if indexer is None or mla is None or mla.q_norm is None:
         return {}
-    return {
+    norms = {
         "q_a_layernorm": mla.q_norm,
         "kv_a_layernorm": mla.kv_norm,
+        "k_rope_layernorm": mla.rope_norm,
         "index_k_norm": indexer.key_norm,
     }
+    return {name: norm for name, norm in norms.items() if norm}
 
 
 def plan_indexer(spec: ModelSpec) -> Answers:
     """Answers of the choice of keys; empty ones without it."""
     indexer, mla = indexer_of(spec), spec.layer.attention.mla
     if indexer is None or mla is None:
-        return {"indexer": "", "indexer_condition": "", "index_layers": [], "latent_dim": ""}
+        return dict(_NOTHING)
     condition, kinds = "", spec.layer_kinds
     if any(map(_shares_choice, kinds)):
         condition = condition_of(spec, "attention.indexer", _shares_choice, False)
@@ -73,7 +98,16 @@ def plan_indexer(spec: ModelSpec) -> Answers:
             if condition and not _shares_choice(kinds[kind])
         ],
         "latent_dim": code(mla.kv_lora_rank),
+        "latent_q_scale": _own_code(mla.q_scale, mla),
+        "latent_kv_scale": _own_code(mla.kv_scale, mla),
+        "latent_rope_norm": mla.rope_norm is not None,
     }
+
+
+def _own_code(quantity: Quantity | None, mla: MlaSpec) -> str:
+    """The expression where ``config.kv_lora_rank`` is the width of the cache's row."""
+    text, rank = code(quantity), re.escape(code(mla.kv_lora_rank))
+    return re.sub(rf"{rank}(?![\w.\[])", "self.latent_dim", text)
 
 
 def _shares_choice(kind: LayerKind) -> bool:

@@ -89,7 +89,17 @@ def _latent(mla: MlaSpec) -> dict[str, Any]:
         "v_head_dim": mla.v_head_dim.value,
         "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
         "biases": list(mla.biases),
+        **({} if mla.is_plain else _latent_extras(mla)),
         **({} if mla.indexer is None else {"indexer": _indexer(mla.indexer)}),
+    }
+
+
+def _latent_extras(mla: MlaSpec) -> dict[str, Any]:
+    norm = mla.rope_norm
+    return {
+        "q_scale": _value(mla.q_scale),
+        "kv_scale": _value(mla.kv_scale),
+        "shared_key_norm": norm and {"kind": norm.label, "eps": norm.eps.value},
     }
 
 

@@ -64,6 +64,15 @@ _COMMON: dict[tuple[str, str], Capability] = {
     },
     ("attention.latent_norm", "rmsnorm"): _NATIVE,
     ("attention.latent_bias", "none"): _NATIVE,
+    ("attention.latent_scale", "none"): _NATIVE,
+    ("attention.latent_scale", "set"): _refused(
+        "TensorRT-LLM's module for latent attention has no factor on latents"
+    ),
+    ("attention.latent_rope_norm", "none"): _NATIVE,
+    ("attention.latent_rope_norm", "rmsnorm"): _NATIVE,
+    ("attention.latent_rope_norm", "in the library's module"): _refused(
+        "TensorRT-LLM's module for latent attention does not norm the shared key"
+    ),
     ("attention.latent_style", "interleaved"): _NATIVE,
     ("attention.latent_style", "neox"): _expressed(
         "the rotated rows are put in pairs when weights are loaded: MLA rotates neighbours"

@@ -135,9 +135,10 @@ def _attention(
     answers: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[tuple[str, Parameter]]:
     if is_latent(answers):
-        for part, widths, split in latent_parameters(sizes):
+        for part, widths, split in latent_parameters(answers, sizes):
             cut = None if split is None else sizes["num_attention_heads"]
             yield f"{_LAYER}.self_attn.{part}", Parameter(widths, split=split, heads=cut)
+        yield from _gate(answers, sizes, sizes["v_head_dim"])
         return
     hidden, head_dim = sizes["hidden_size"], sizes["head_dim"]
     value_dim = sizes.get("v_head_dim", head_dim)
@@ -152,7 +153,7 @@ def _attention(
         yield from linear(name, shape, bias=bias, split=0, heads=count)
     name, shape = f"{_LAYER}.self_attn.o_proj", (hidden, heads * value_dim)
     yield from linear(name, shape, bias=answers.get("attention_o_bias"), split=1, heads=heads)
-    yield from _gate(answers, sizes)
+    yield from _gate(answers, sizes, head_dim)
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
         if answers.get("qk_norm_apart"):
             name = f"{_LAYER}.self_attn.{part}.{{j}}.weight"
@@ -169,12 +170,14 @@ def _attention(
         yield f"{_LAYER}.self_attn.sinks", Parameter((heads,))
 
 
-def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
+def _gate(
+    answers: Mapping[str, Any], sizes: Mapping[str, int], value_dim: int
+) -> Iterator[tuple[str, Parameter]]:
     width = answers.get("attention_gate")
     if not width:
         return
     heads = sizes["num_attention_heads"]
-    rows = heads if width == "head" else heads * sizes["head_dim"]
+    rows = heads if width == "head" else heads * value_dim
     name, shape = f"{_LAYER}.self_attn.gate_proj", (rows, sizes["hidden_size"])
     yield from linear(name, shape, bias=answers.get("attention_gate_bias"), split=0, heads=heads)
     if answers.get("attention_gate_head_bias"):

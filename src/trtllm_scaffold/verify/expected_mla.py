@@ -71,7 +71,7 @@ def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
     return {**_SMALL, **indexer, "q_lora_rank": q_rank}
 
 
-def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
+def latent_parameters(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[Row]:
     """Every parameter of one layer's attention, by its name in there."""
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     rank, q_rank = sizes["kv_lora_rank"], sizes["q_lora_rank"]
@@ -81,6 +81,8 @@ def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
         yield "q_a_layernorm.weight", (q_rank,), None
     yield "o_proj.weight", (hidden, heads * value), 1
     yield "kv_a_layernorm.weight", (rank,), None
+    if answers.get("latent_rope_norm"):
+        yield "k_rope_layernorm.weight", (rope,), None
     query = "q_b_proj" if q_rank else "q_proj"
     yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
     if "index_topk" in sizes:
