@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of
 from trtllm_scaffold.spec import (
     IndexerSpec,
     LayerKind,
-    MlaSpec,
     ModelSpec,
     NormSpec,
     Quantity,
@@ -41,18 +38,17 @@ _MODULES = {
 _NOTHING: Answers = {
     "indexer": "",
     "indexer_condition": "",
+    "indexer_shared": False,
     "index_layers": [],
     "latent_dim": "",
-    "latent_q_scale": "",
-    "latent_kv_scale": "",
     "latent_rope_norm": False,
 }
 
 
 def indexer_of(spec: ModelSpec) -> IndexerSpec | None:
     """The choice of keys, if the model has one."""
-    mla = spec.layer.attention.mla
-    return None if mla is None else mla.indexer
+    found = (kind.attention.mla for kind in spec.layer_kinds)
+    return next((mla.indexer for mla in found if mla and mla.indexer), None)
 
 
 def indexer_sizes(spec: ModelSpec) -> dict[str, Quantity]:
@@ -86,28 +82,37 @@ def plan_indexer(spec: ModelSpec) -> Answers:
     indexer, mla = indexer_of(spec), spec.layer.attention.mla
     if indexer is None or mla is None:
         return dict(_NOTHING)
-    condition, kinds = "", spec.layer_kinds
-    if any(map(_shares_choice, kinds)):
-        condition = condition_of(spec, "attention.indexer", _shares_choice, False)
+    _check_choices(spec)
+    condition, kinds = condition_of(spec, "attention.indexer", _chooses, True), spec.layer_kinds
     return {
         "indexer": indexer.style,
         "indexer_condition": condition,
+        "indexer_shared": any(map(_shares_choice, kinds)),
         "index_layers": [
             index
             for index, kind in enumerate(spec.layer_pattern)
-            if condition and not _shares_choice(kinds[kind])
+            if condition and _chooses(kinds[kind])
         ],
         "latent_dim": code(mla.kv_lora_rank),
-        "latent_q_scale": _own_code(mla.q_scale, mla),
-        "latent_kv_scale": _own_code(mla.kv_scale, mla),
         "latent_rope_norm": mla.rope_norm is not None,
     }
 
 
-def _own_code(quantity: Quantity | None, mla: MlaSpec) -> str:
-    """The expression where ``config.kv_lora_rank`` is the width of the cache's row."""
-    text, rank = code(quantity), re.escape(code(mla.kv_lora_rank))
-    return re.sub(rf"{rank}(?![\w.\[])", "self.latent_dim", text)
+def _check_choices(spec: ModelSpec) -> None:
+    """Refuses layers with windows that choose keys, and a choice shared past those without one."""
+    kinds = [kind.attention for kind in spec.layer_kinds]
+    if any(kind.window and (kind.mla and kind.mla.indexer) for kind in kinds):
+        raise Refused("attention.window", "a window in a layer that sees chosen keys")
+    plain = any(kind.mla and kind.mla.indexer is None for kind in kinds)
+    if plain and any(map(_shares_choice, spec.layer_kinds)):
+        raise Refused(
+            "attention.indexer", "some layers share a choice of keys, and others see all keys"
+        )
+
+
+def _chooses(kind: LayerKind) -> bool:
+    mla = kind.attention.mla
+    return mla is not None and mla.indexer is not None and not _shares_choice(kind)
 
 
 def _shares_choice(kind: LayerKind) -> bool:

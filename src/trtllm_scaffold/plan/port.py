@@ -14,6 +14,7 @@ from trtllm_scaffold.plan.embedding import plan_embedding
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
 from trtllm_scaffold.plan.indexer import SYMBOLS, plan_indexer
+from trtllm_scaffold.plan.layer_sizes import plan_layer_sizes
 from trtllm_scaffold.plan.mla import plan_mla
 from trtllm_scaffold.plan.mlp import plan_mlp
 from trtllm_scaffold.plan.moe import plan_moe
@@ -129,7 +130,7 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "support_reasons": list(support.because),
         "proven": spec.proven,
     }
-    attention = (plan_attention, plan_mla, plan_indexer, plan_block_indexer)
+    attention = (plan_attention, plan_mla, plan_indexer, plan_layer_sizes, plan_block_indexer)
     axes = (plan_sizes, *attention, plan_position, plan_norm, plan_block, plan_mlp)
     for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights, plan_wrapper):
         answers.update(axis(spec))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
 from trtllm_scaffold.plan.block_indexer import block_indexer_sizes
 from trtllm_scaffold.plan.heads import head_sizes
 from trtllm_scaffold.plan.indexer import indexer_of, indexer_sizes
+from trtllm_scaffold.plan.layer_sizes import uneven_sizes
 from trtllm_scaffold.plan.mla import latent_sizes, model_eps
 from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
@@ -46,10 +48,15 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
     if spec.layer.attention.mla is not None:
         del assigned["head_dim"]  # its parts have names; HF calls the rotated one so
+        for name in uneven_sizes(spec):  # layers have lists of them
+            assigned.pop(name, None)
         if indexer_of(spec) is not None:
             assigned.pop("kv_lora_rank", None)  # the width of a row in the cache is made of it
         elif (eps := model_eps(spec)).expr != "config.rms_norm_eps":
             assigned["rms_norm_eps"] = code(eps)
+    if any("layer_idx" in expr for expr in assigned.values()):
+        name = next(name for name, expr in assigned.items() if "layer_idx" in expr)
+        raise Refused("attention", f"layers have a {name} of their own, which is not expressed")
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     norm = spec.layer.attention.qk_norm
     if norm and has_native_qk_norm(spec) and norm.norm.eps.expr != RMS_NORM_EPS:
