@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from trtllm_scaffold.spec.quantity import Quantity
 #: What transformers 5 calls the mapping, and the switch that lets the model's own number be read.
 _VIEW = "per_layer_config"
 _OPEN = "allow_global_per_layer_attribute_access"
+_WARNS = "transformers.integrations.heterogeneity"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 _READ = re.compile(r"\bconfig\.(\w+)")
 
@@ -23,6 +25,7 @@ def opened(config: Any) -> Any:
     """`config`, which then tells the model's own numbers even where layers have others."""
     if hasattr(type(config), _OPEN) and getattr(config, "is_heterogeneous", False):
         setattr(config, _OPEN, True)
+        logging.getLogger(_WARNS).setLevel(logging.ERROR)  # of every number that is read so
     return config
 
 

@@ -41,7 +41,16 @@ def head_sizes(spec: ModelSpec) -> dict[str, Quantity]:
     shared = spec.layer.attention.num_key_value_heads
     if found := key_value_heads(spec):  # canonicalizing lists them, and sets this last
         shared = Quantity(max(found), _KV_HEADS)
-    return {"num_attention_heads": _most_heads(spec), "num_key_value_heads": shared}
+    sizes = {"num_attention_heads": _most_heads(spec), "num_key_value_heads": shared}
+    for name, quantity in sizes.items():
+        if "layer_idx" in quantity.expr:
+            raise Refused(
+                "attention.heads",
+                f"layers have {name} of their own, by {quantity.expr}",
+                where=spec.source,
+                hint="lists by layer, and keys for kinds of layers, are expressed",
+            )
+    return sizes
 
 
 def _most_heads(spec: ModelSpec) -> Quantity:

@@ -103,6 +103,9 @@ def _check_choices(spec: ModelSpec) -> None:
     kinds = [kind.attention for kind in spec.layer_kinds]
     if any(kind.window and (kind.mla and kind.mla.indexer) for kind in kinds):
         raise Refused("attention.window", "a window in a layer that sees chosen keys")
+    own = [name for name, size in indexer_sizes(spec).items() if "layer_idx" in size.expr]
+    if own:
+        raise Refused("attention.indexer", f"layers have {', '.join(own)} of their own")
     plain = any(kind.mla and kind.mla.indexer is None for kind in kinds)
     if plain and any(map(_shares_choice, spec.layer_kinds)):
         raise Refused(

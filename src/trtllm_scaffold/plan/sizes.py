@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
 from trtllm_scaffold.plan.block_indexer import block_indexer_sizes
@@ -54,9 +53,6 @@ def plan_sizes(spec: ModelSpec) -> Answers:
             assigned.pop("kv_lora_rank", None)  # the width of a row in the cache is made of it
         elif (eps := model_eps(spec)).expr != "config.rms_norm_eps":
             assigned["rms_norm_eps"] = code(eps)
-    if any("layer_idx" in expr for expr in assigned.values()):
-        name = next(name for name, expr in assigned.items() if "layer_idx" in expr)
-        raise Refused("attention", f"layers have a {name} of their own, which is not expressed")
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     norm = spec.layer.attention.qk_norm
     if norm and has_native_qk_norm(spec) and norm.norm.eps.expr != RMS_NORM_EPS:
