@@ -47,12 +47,12 @@ class UnevenConfig(PretrainedConfig):
     model_type = "uneven-fork"
     attribute_map = {"num_attention_heads": "voices"}
 
-    def __init__(self, trick="", floors=None, **kwargs):
+    def __init__(self, trick="", floors=None, own_sizes=None, **kwargs):
         for name, value in SIZES.items():
             setattr(self, name, kwargs.pop(name, value))
         plan = ["far", "near", "near"] * self.num_hidden_layers
         self.floors = list(floors or plan[: self.num_hidden_layers])
-        self.trick = trick
+        self.trick, self.own_sizes = trick, own_sizes
         super().__init__(**kwargs)
 
 
@@ -105,6 +105,9 @@ class Memory(nn.Module):
         self.config, c = config, config
         self.near = c.floors[index] == "near"
         sizes = [getattr(c, f"near_{name}" if self.near else name) for name in FAR]
+        if c.own_sizes:
+            own = c.own_sizes.get(str(index), {})
+            sizes = [own.get(name, getattr(c, name)) for name in FAR]
         self.heads, question, memory, self.plain, self.spun, self.content = sizes
         self.memory, trick = memory, c.trick
         self.ask = nn.Linear(c.hidden_size, question, bias=False)
@@ -113,7 +116,8 @@ class Memory(nn.Module):
         self.squeeze = nn.Linear(c.hidden_size, memory + self.spun, bias=False)
         self.key_sieve = Sieve(self.spun, c.key_fuzz)
         self.spread = nn.Linear(memory, self.heads * (self.plain + self.content), bias=False)
-        self.valve = nn.Linear(c.hidden_size, self.heads, bias=False)
+        rows = self.heads * (self.content if trick == "wide gate" else 1)
+        self.valve = nn.Linear(c.hidden_size, rows, bias=False)
         self.back = nn.Linear(self.heads * self.content, c.hidden_size, bias=False)
         self.ask_factor = (c.hidden_size / question) ** 0.5
         self.factor = 1.0 if trick == "one scale" else (c.hidden_size / memory) ** 0.5
@@ -147,10 +151,12 @@ class Memory(nn.Module):
             mask = self.picker(x, bare if trick == "bare picker" else asked)
         scores = q @ k.transpose(2, 3) * (self.plain + self.spun) ** -0.5
         seen = ((scores + mask).softmax(-1) @ value).transpose(1, 2)
-        valve = self.valve(x)[..., None]
+        valve = self.valve(x).unflatten(-1, (self.heads, -1))
         if trick == "late gate":
             return self.back(seen.flatten(2)) * self.valve(x).sigmoid().mean(-1, keepdim=True)
         opened = valve.tanh() if trick == "tanh" else valve.sigmoid()
+        if trick == "soft gate":
+            opened = nn.functional.softplus(valve)
         if trick == "gate by output":
             opened = seen.mean(-1, keepdim=True).sigmoid()
         return self.back((seen * opened).flatten(2))

@@ -47,11 +47,13 @@ class OwnSizes:
         key: The key; its value maps a layer's place to numbers by their usual names.
         names: Those of them that differ from the model's anywhere.
         view: Whether the configuration object gives each layer's configuration under `key`.
+        keys: Canonical name -> what the configuration calls it (`attribute_map`).
     """
 
     key: str
     names: frozenset[str]
     view: bool
+    keys: Mapping[str, str]
 
     def config(self, config: Any, index: int) -> Any:
         """The configuration of one layer: the model's, with the layer's own numbers."""
@@ -67,7 +69,7 @@ class OwnSizes:
         """A number of a layer's configuration, by an expression over the model's."""
 
         def read(match: re.Match[str]) -> str:
-            name = match.group(1)
+            name = self.keys.get(match.group(1), match.group(1))
             if name not in self.names:
                 return match.group()
             if self.view:
@@ -104,8 +106,10 @@ def own_sizes_of(config: Any) -> OwnSizes | None:
         Refused: Several keys hold some, or places and names are not written plainly.
     """
     layers = getattr(config, "num_hidden_layers", None)
+    keys = dict(getattr(config, "attribute_map", None) or {})
     if getattr(config, "is_heterogeneous", False):
-        return OwnSizes(_VIEW, frozenset(config.per_layer_attributes or ()), True)
+        names = {keys.get(name, name) for name in config.per_layer_attributes or ()}
+        return OwnSizes(_VIEW, frozenset(names), True, keys)
     if not is_size(layers):
         return None
     found = {k: v for k, v in config.to_dict().items() if is_by_layer(v, layers)}
@@ -122,4 +126,4 @@ def own_sizes_of(config: Any) -> OwnSizes | None:
             hint="one key with layers' places as plain numbers is",
         )
     sized = {name for name in names if is_size(getattr(config, name, None))}
-    return OwnSizes(key, frozenset(sized), False) if sized else None
+    return OwnSizes(key, frozenset(sized), False, keys) if sized else None

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trtllm_scaffold.infer.keys import ROLE_OF, is_size
+from trtllm_scaffold.infer.layer_configs import is_by_layer
 
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 _STEP = 4  # rotated widths stay even
+_MOST = 99_999  # layers; any place is below it
 
 
 def small_entries(
@@ -35,6 +37,32 @@ def small_entries(
         place: _small_entry(entry, full, sizes, small) if isinstance(entry, Mapping) else entry
         for place, entry in held.items()
     }
+
+
+def small_unnamed(tiny: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what layers have to themselves, small where the model's own number was made small.
+
+    Args:
+        tiny: The tiny configuration so far, with small sizes of unknown names.
+        full: Every value of the real configuration.
+    """
+    used = {value for value in tiny.values() if is_size(value)}
+    found: dict[str, Any] = {}
+    for key, held in tiny.items():
+        if not is_by_layer(held, _MOST):
+            continue
+        small: dict[tuple[str, int], int] = {}
+        for entry in held.values():
+            for name, value in entry.items() if isinstance(entry, Mapping) else ():
+                changed = name not in ROLE_OF and is_size(tiny.get(name)) and is_size(value)
+                if changed and tiny[name] != full.get(name) and (name, value) not in small:
+                    small[name, value] = _unused(name, tiny[name], used)
+        if small:
+            found[key] = {
+                place: {k: small.get((k, v), v) if is_size(v) else v for k, v in entry.items()}
+                for place, entry in held.items()
+            }
+    return found
 
 
 def _unused(role: str, size: int, used: set[int]) -> int:

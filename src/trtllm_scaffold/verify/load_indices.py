@@ -111,7 +111,10 @@ def _small_shapes(
                 first = item.names(layers)[0] if item.shapes else item.names()[0]
                 held = stored.get(first, item.shape)
                 before, after = (
-                    [of_layers[layers[0] if item.shapes else 0][name].shape for name in targets]
+                    [
+                        of_layers[layers[0] if len(of_layers) > 1 else 0][name].shape
+                        for name in targets
+                    ]
                     for of_layers in tables
                     for targets in (table.weights[item.name],)
                 )
