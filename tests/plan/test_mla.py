@@ -10,6 +10,7 @@ from sample_specs import SPECS, key, with_attention, with_layer
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan import plan_port, port_names
+from trtllm_scaffold.plan.answers import code
 from trtllm_scaffold.plan.support import support
 from trtllm_scaffold.spec import GateSpec, IndexerSpec, ModelSpec, NormSpec, Quantity, TensorSpec
 
@@ -97,3 +98,55 @@ def test_tensors_that_would_have_to_be_taken_apart_are_refused() -> None:
         spec.checkpoint, tensors=tuple(map(turned, spec.checkpoint.tensors))
     )
     assert "and keys are chosen" in refusal(dataclasses.replace(spec, checkpoint=checkpoint))
+
+
+def with_kinds(**second: object) -> ModelSpec:
+    """Layers that choose keys, and others whose attention differs in `second`."""
+    spec = with_indexer()
+    first = spec.layer
+    attention = first.attention
+    own = {name: second.pop(name) for name in tuple(second) if not hasattr(attention, name)}
+    other = dataclasses.replace(attention, **second, mla=dataclasses.replace(attention.mla, **own))
+    kinds = (
+        dataclasses.replace(first, condition='config.layer_types[layer_idx] == "a"'),
+        dataclasses.replace(
+            first, attention=other, condition='config.layer_types[layer_idx] == "b"'
+        ),
+    )
+    pattern = tuple(index % 2 for index in range(len(spec.layer_pattern)))
+    return dataclasses.replace(spec, layer_kinds=kinds, layer_pattern=pattern)
+
+
+def test_layers_with_latents_of_their_own_sizes_have_lists_of_them() -> None:
+    rank, window = key("near_rank", 24), key("sliding_window", 8)
+    spec = with_kinds(indexer=None, window=window, kv_lora_rank=rank)
+    answers = plan_port(spec, port_names(spec, None, None), "1.4").answers
+    whole = code(MLA.kv_lora_rank)
+    told = f'config.near_rank if config.layer_types[layer_idx] == "b" else {whole}'
+    assert (answers["layer_size_names"], answers["layer_size_exprs"]) == (["kv_lora_rank"], [told])
+    assert answers["indexer_condition"] == 'config.layer_types[layer_idx] == "a"'
+    assert not answers["indexer_shared"] and answers["attention_window"] == "config.sliding_window"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"window": key("sliding_window", 8)}, "attention.window: .*that sees chosen keys"),
+        ({"indexer": None, "window": key("w", 8), "chunked": True}, "attention.window: 'with"),
+        ({"indexer": None, "q_lora_rank": None}, "attention: layers differ"),
+        ({"indexer": None, "rope_norm": MLA.kv_norm}, "attention: layers differ"),
+        ({"indexer": None, "kv_scale": Quantity(2.0, "2.0")}, "attention: layers differ"),
+    ],
+)
+def test_what_layers_with_latents_may_not_differ_in(changes: dict[str, object], match: str) -> None:
+    assert re.search(match, refusal(with_kinds(**changes)))
+
+
+def test_factors_that_are_no_one_expression_are_refused() -> None:
+    spec = with_kinds(kv_scale=Quantity(2.0, "2.0"))
+    first = dataclasses.replace(MLA, kv_scale=Quantity(3.0, "3.0"))
+    first = dataclasses.replace(first, indexer=spec.layer.attention.mla.indexer)  # type: ignore[union-attr]
+    attention = dataclasses.replace(spec.layer.attention, mla=first)
+    kinds = (dataclasses.replace(spec.layer_kinds[0], attention=attention), spec.layer_kinds[1])
+    spec = dataclasses.replace(spec, layer_kinds=kinds)
+    assert "attention.latent_scale: layers differ: 2.0 and 3.0" in refusal(spec)
