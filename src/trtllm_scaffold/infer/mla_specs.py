@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtllm_scaffold.errors import Refused
@@ -49,15 +49,6 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         assert found is not None
         return found
 
-    def factor(which: str, rank: Quantity | None) -> Quantity | None:
-        name = f"{which}_factor"
-        if rank is None or all(is_one(getattr(read(o), name)) for o in builder.observations):
-            return None
-        root = f"(config.hidden_size / {rank.expr}) ** 0.5"
-        return builder.fit(
-            f"attention.{which}_scale", lambda o: getattr(read(o), name), hints=(root,)
-        )
-
     if scale_form:
         raise Refused("attention.scale", f"latent attention whose scale is {scale_form}")
     first = builder.first.attention
@@ -75,10 +66,20 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         biases=_biases(first),
         magnitude=_magnitude(builder),
         indexer=None if first.choice is None else _indexer(builder),
-        q_scale=factor("q", q_rank),
-        kv_scale=factor("kv", kv_rank),
+        q_scale=_factor(builder, "q", q_rank, lambda o: read(o).q_factor),
+        kv_scale=_factor(builder, "kv", kv_rank, lambda o: read(o).kv_factor),
         rope_norm=builder.optional_norm("attention.k_rope_norm.eps", lambda o: read(o).rope_norm),
     )
+
+
+def _factor(
+    builder: Builder, which: str, rank: Quantity | None, read: Callable[[Observation], float]
+) -> Quantity | None:
+    """The factor on a normed latent, None for 1."""
+    if rank is None or all(is_one(read(observation)) for observation in builder.observations):
+        return None
+    root = f"(config.hidden_size / {rank.expr}) ** 0.5"
+    return builder.fit(f"attention.{which}_scale", read, hints=(root,))
 
 
 def _indexer(builder: Builder) -> IndexerSpec:
