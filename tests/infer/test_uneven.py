@@ -85,10 +85,12 @@ def test_the_real_size_shows_factors_on_latents(checked: list[Any]) -> None:
     shown = {e.fact: e.value for e in check_real_size(spec, *rest)}
     assert shown["attention.kv_scale"] == "2 in 2, 1.632993 in 2 of 4 layers"
     attention = spec.layer_kinds[0].attention
-    wrong = replace(attention.mla, kv_scale=Quantity(1.9, "config.odd"))
-    first = replace(spec.layer_kinds[0], attention=replace(attention, mla=wrong))
-    with pytest.raises(Refused, match="kv_scale of layer 0: the tiny models say 1.9, .* shows 2"):
-        check_real_size(replace(spec, layer_kinds=(first, *spec.layer_kinds[1:])), *rest)
+    for scale, said in ((Quantity(1.9, "config.odd"), "1.9"), (None, "none")):
+        wrong = replace(attention, mla=replace(attention.mla, kv_scale=scale))
+        first = replace(spec.layer_kinds[0], attention=wrong)
+        said = f"kv_scale of layer 0: the tiny models say {said}, .* shows 2"
+        with pytest.raises(Refused, match=said):
+            check_real_size(replace(spec, layer_kinds=(first, *spec.layer_kinds[1:])), *rest)
 
 
 def test_a_fork_whose_every_size_has_two_keys() -> None:

@@ -38,7 +38,7 @@ class _Said:
         numbers: By fact; None for a part that the layer has not.
         window: Its window, or None for all keys.
         chunked: See `AttentionSpec`.
-        latents: Width and factor of each latent that has one, by fact.
+        latents: Width and factor of each latent by fact; the factor is None for 1.
     """
 
     numbers: dict[str, Number]
@@ -117,15 +117,13 @@ def _of_spec(attention: AttentionSpec, config: Any, index: int) -> _Said:
     )
 
 
-def _scaled(mla: MlaSpec | None) -> dict[str, tuple[Quantity | None, Quantity]]:
-    """Width and factor of each latent that is scaled."""
+def _scaled(mla: MlaSpec | None) -> dict[str, tuple[Quantity, Quantity | None]]:
+    """Width and factor of each latent."""
     if mla is None:
         return {}
-    held = {
-        "q_scale": (mla.q_lora_rank, mla.q_scale),
-        "kv_scale": (mla.kv_lora_rank, mla.kv_scale),
-    }
-    return {fact: (width, factor) for fact, (width, factor) in held.items() if factor is not None}
+    ranks, factors = (mla.q_lora_rank, mla.kv_lora_rank), (mla.q_scale, mla.kv_scale)
+    held = zip(_LATENTS, ranks, factors, strict=True)
+    return {fact: (rank, factor) for fact, rank, factor in held if rank is not None}
 
 
 def _at(quantity: Quantity | None, config: Any, index: int) -> Number:
@@ -147,12 +145,12 @@ def _of_trace(layer: LayerFacts, config: Any) -> _Said:
         "scale": score_scale(config, attention),
         "softcap": attention.softcap,
     }
-    latents = {}
+    latents: dict[str, tuple[Number, Number]] = {}
     if mla is not None:
-        ranks, factors = mla.ranks, (mla.q_factor, mla.kv_factor)
-        latents = dict(zip(_LATENTS, zip(ranks, factors, strict=True), strict=True))
-    scaled = {fact: held for fact, held in latents.items() if not is_one(held[1])}
-    return _Said(numbers, attention.window, attention.chunked, scaled)
+        factors = [None if is_one(f) else f for f in (mla.q_factor, mla.kv_factor)]
+        held = zip(_LATENTS, mla.ranks, factors, strict=True)
+        latents = {fact: (rank, factor) for fact, rank, factor in held if rank}
+    return _Said(numbers, attention.window, attention.chunked, latents)
 
 
 def _of_call(call: AttentionCall) -> dict[str, Number]:
@@ -207,7 +205,8 @@ def _differences(
             found[fact] = (_text(number), _text(seen))
     for fact, (width, factor) in said.latents.items():
         made = sorted({number for wide, number in call.products if wide == width})
-        if fact not in left_out and not any(_equal(factor, number, rtol) for number in made):
+        alike = not made if factor is None else any(_equal(factor, n, rtol) for n in made)
+        if fact not in left_out and not alike:
             found[fact] = (_text(factor), ", ".join(map(_text, made)) or "none")
     for position in () if "window" in left_out else positions:
         ours, theirs = said.first_key(position), call.first_key(position)
