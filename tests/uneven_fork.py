@@ -123,7 +123,7 @@ class Memory(nn.Module):
         self.factor = 1.0 if trick == "one scale" else (c.hidden_size / memory) ** 0.5
         if trick == "late scale":
             self.factor = self.factor if c.hidden_size > 400 else 1.0
-        self.picker = None if self.near else Picker(c, question, self.spun)
+        self.picker = None if self.near or trick == "open" else Picker(c, question, self.spun)
 
     def forward(self, x):
         c, trick = self.config, self.config.trick
@@ -146,6 +146,7 @@ class Memory(nn.Module):
         later = torch.ones(length, length, dtype=torch.bool).triu(1)
         if self.near:
             later = later | torch.ones(length, length, dtype=torch.bool).tril(-c.reach)
+        if self.picker is None:
             mask = torch.zeros(length, length).masked_fill(later, float("-inf"))
         else:
             mask = self.picker(x, bare if trick == "bare picker" else asked)

@@ -130,17 +130,14 @@ def test_forms_without_a_label(trick: str, match: str) -> None:
         fork(trick=trick)
 
 
-def test_what_the_librarys_module_does_not_do_to_latents_is_refused() -> None:
+def test_what_happens_to_latents_besides_their_norms() -> None:
     spec = fork(trick="scaled latent")
-    scale = latents(spec).kv_scale
-    assert scale is not None and scale.expr == "1.7"
-    with pytest.raises(Refused, match="attention.latent_scale"):
-        plan_port(spec, port_names(spec, None, None), "1.2")
-    spec = fork(trick="normed shared key")
-    norm = latents(spec).rope_norm
-    assert norm is not None and norm.eps.expr == "config.fuzz"
-    with pytest.raises(Refused, match="attention.latent_rope_norm"):
-        plan_port(spec, port_names(spec, None, None), "1.2")
+    mla = latents(spec)
+    assert mla.kv_scale is not None and mla.kv_scale.expr == "1.7"
+    assert mla.q_scale is None and mla.rope_norm is None
+    mla = latents(fork(trick="normed shared key"))
+    assert mla.rope_norm is not None and mla.rope_norm.eps.expr == "config.fuzz"
+    assert mla.kv_scale is None
 
 
 @pytest.mark.parametrize("trick", ["shared key first", "value before key"])

@@ -8,7 +8,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.heads import plan_heads
 from trtllm_scaffold.plan.kinds import condition_of, constant
-from trtllm_scaffold.plan.mla import has_own_latents
+from trtllm_scaffold.plan.latents import has_own_latents
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity, QueryFactorSpec

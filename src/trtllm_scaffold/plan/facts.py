@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
 from trtllm_scaffold.plan.heads import is_narrow, key_value_heads, query_heads
-from trtllm_scaffold.plan.mla import has_own_latents
+from trtllm_scaffold.plan.latents import has_own_latents, rotates_unevenly, uneven_sizes
 from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import (
     AttentionSpec,
@@ -90,32 +90,28 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec, own: bool) -> list[Fac
         ("attention.latent_widths", "any, by the port's own attention" if own else known),
         ("attention.indexer", f"{chosen.style}, {chosen.key_norm.label}" if chosen else "none"),
         *(("attention.latent_norm", norm) for norm in norms),
-        ("attention.latent_scale", "none" if own else _set(mla.q_scale or mla.kv_scale)),
-        ("attention.latent_rope_norm", _rope_norm(mla, own)),
+        ("attention.latent_scale", _set(mla.q_scale or mla.kv_scale)),
+        ("attention.latent_rope_norm", _norm(mla.rope_norm)),
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
         ("attention.sinks", "with latents" if attention.sinks else "none"),
-        ("attention.output_gate", _latent_gate(attention.output_gate, own)),
+        ("attention.output_gate", _latent_gate(attention.output_gate)),
         ("attention.output_norm", "with latents" if attention.output_norm else "none"),
-        ("attention.window", _latent_window(attention, own)),
+        ("attention.window", _latent_window(attention)),
     ]
 
 
-def _latent_window(attention: AttentionSpec, own: bool) -> str:
-    slides = attention.window is None or (own and not attention.chunked)
-    return "none" if slides else "with latents"
+def _latent_window(attention: AttentionSpec) -> str:
+    if attention.window is None:
+        return "none"
+    return "chunks, with latents" if attention.chunked else "with latents"
 
 
-def _latent_gate(gate: GateSpec | None, own: bool) -> str:
+def _latent_gate(gate: GateSpec | None) -> str:
     if gate is None:
         return "none"
-    return f"{gate.activation}, {gate.width}" if own and not gate.head_bias else "with latents"
-
-
-def _rope_norm(mla: MlaSpec, own: bool) -> str:
-    if mla.rope_norm is None:
-        return "none"
-    return mla.rope_norm.label if own else "in the library's module"
+    bias = ", bias per head" if gate.head_bias else ""
+    return f"{gate.activation}, {gate.width}{bias}, with latents"
 
 
 def _latent_rope_facts(rope: RopeSpec, own: bool) -> list[Fact]:
@@ -192,6 +188,8 @@ def _head_facts(spec: ModelSpec) -> list[Fact]:
         ("attention.query_heads", "differ by layer" if query_heads(spec) else "the same"),
         ("attention.key_value_heads", shared),
         ("attention.value_width", narrow),
+        ("attention.latent_sizes", "differ by layer" if uneven_sizes(spec) else "the same"),
+        ("attention.latent_ropes", "differ by layer" if rotates_unevenly(spec) else "the same"),
     ]
 
 

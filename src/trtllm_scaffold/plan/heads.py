@@ -7,7 +7,7 @@ from collections.abc import Callable
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import choice, condition_of
-from trtllm_scaffold.plan.mla import has_own_latents
+from trtllm_scaffold.plan.latents import has_own_latents
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
 
 _HEADS = "config.num_attention_heads"

@@ -1,10 +1,11 @@
-"""Latent attention to chosen keys in a port, whose modules lie as HF's do."""
+"""Latent attention of a port's own, to chosen keys or not, whose modules lie as HF's do."""
 
 from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.plan.answers import Answers, code
+from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.kinds import condition_of
+from trtllm_scaffold.plan.latents import has_own_latents
 from trtllm_scaffold.spec import (
     IndexerSpec,
     LayerKind,
@@ -22,6 +23,7 @@ _MODULES = {
     ("q_a",): ("q_a_proj", "whole"),
     ("q_a_norm",): ("q_a_layernorm", "whole"),
     ("q_b",): ("q_b_proj", "whole"),
+    ("q",): ("q_proj", "whole"),
     ("kv_a", "k_rope"): ("kv_a_proj_with_mqa", "rows"),
     ("kv_a_norm",): ("kv_a_layernorm", "whole"),
     ("k_rope_norm",): ("k_rope_layernorm", "whole"),
@@ -40,8 +42,6 @@ _NOTHING: Answers = {
     "indexer_condition": "",
     "indexer_shared": False,
     "index_layers": [],
-    "latent_dim": "",
-    "latent_rope_norm": False,
 }
 
 
@@ -66,21 +66,21 @@ def indexer_sizes(spec: ModelSpec) -> dict[str, Quantity]:
 def indexer_norms(spec: ModelSpec) -> dict[str, NormSpec]:
     """The norms that the port's own attention makes, by the names the template asks for."""
     indexer, mla = indexer_of(spec), spec.layer.attention.mla
-    if indexer is None or mla is None or mla.q_norm is None:
+    if mla is None or not has_own_latents(spec):
         return {}
     norms = {
         "q_a_layernorm": mla.q_norm,
         "kv_a_layernorm": mla.kv_norm,
         "k_rope_layernorm": mla.rope_norm,
-        "index_k_norm": indexer.key_norm,
+        "index_k_norm": indexer and indexer.key_norm,
     }
     return {name: norm for name, norm in norms.items() if norm}
 
 
 def plan_indexer(spec: ModelSpec) -> Answers:
     """Answers of the choice of keys; empty ones without it."""
-    indexer, mla = indexer_of(spec), spec.layer.attention.mla
-    if indexer is None or mla is None:
+    indexer = indexer_of(spec)
+    if indexer is None:
         return dict(_NOTHING)
     _check_choices(spec)
     condition, kinds = condition_of(spec, "attention.indexer", _chooses, True), spec.layer_kinds
@@ -93,8 +93,6 @@ def plan_indexer(spec: ModelSpec) -> Answers:
             for index, kind in enumerate(spec.layer_pattern)
             if condition and _chooses(kinds[kind])
         ],
-        "latent_dim": code(mla.kv_lora_rank),
-        "latent_rope_norm": mla.rope_norm is not None,
     }
 
 
@@ -128,13 +126,14 @@ def own_target(spec: ModelSpec, tensor: TensorSpec) -> str | None:
     Raises:
         Refused: It would have to be taken apart.
     """
-    if indexer_of(spec) is None or {role.split(".")[0] for role in tensor.roles} != {"attention"}:
+    if not has_own_latents(spec) or {role.split(".")[0] for role in tensor.roles} != {"attention"}:
         return None
     parts = tuple(role.split(".")[1] for role in tensor.roles)
     module, layout = _MODULES.get(parts, ("", ""))
     if not module or tensor.layout != layout or tensor.transposed:
         raise Refused(
             "checkpoint",
-            f"{tensor.name} holds {tensor.roles} in layout {tensor.layout!r}, and keys are chosen",
+            f"{tensor.name} holds {tensor.roles} in layout {tensor.layout!r}, and the "
+            "port's own attention reads it",
         )
     return f"model.layers.{{i}}.self_attn.{module}.{tensor.roles[0].rpartition('.')[2]}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
-from trtllm_scaffold.spec import MlaSpec, ModelSpec, Quantity, RopeScaling, TensorSpec
+from trtllm_scaffold.plan.latents import has_own_latents
+from trtllm_scaffold.spec import ModelSpec, Quantity, RopeScaling, TensorSpec
 
 #: Role -> module of the port, in the parts of what TensorRT-LLM fuses.
 MODULES = {
@@ -16,27 +17,6 @@ MODULES = {
     "k_b": "k_b_proj",
     "v_b": "v_b_proj",
 }
-_WIDTHS = (
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-)
-
-
-def latent_sizes(mla: MlaSpec | None) -> dict[str, Quantity]:
-    """The widths by the names that the port and the runtime's cache read; none without latents."""
-    if mla is None:
-        return {}
-    found = {name: getattr(mla, name) for name in _WIDTHS}
-    return {name: width for name, width in found.items() if width is not None}
-
-
-def has_own_latents(spec: ModelSpec) -> bool:
-    """Whether the port's own attention reads the latents: some layer chooses keys."""
-    found = (kind.attention.mla for kind in spec.layer_kinds)
-    return any(mla is not None and mla.indexer is not None for mla in found)
 
 
 def _own_eps(spec: ModelSpec, eps: Quantity | None) -> str:

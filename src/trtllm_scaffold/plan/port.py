@@ -57,12 +57,13 @@ class PortPlan:
 def _modeling_symbols(answers: Answers) -> set[str]:
     """TensorRT-LLM names that the rendered modeling file uses."""
     symbols = {*_ALWAYS, *_library_norms(answers)}
-    symbols |= set(SYMBOLS) if answers["indexer"] else {str(answers["attention_base"])}
+    own_latents = not answers["attention_base"]
+    symbols |= set(SYMBOLS) if own_latents else {str(answers["attention_base"])}
     symbols |= set(BLOCK_SYMBOLS) if answers["block_indexer"] else set()
     if answers["mlp_kind"]:
         symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
     symbols |= moe_symbols(answers)
-    if answers["position_kind"] == "rope" and not answers["indexer"]:
+    if answers["position_kind"] == "rope" and not own_latents:
         symbols |= {"PositionalEmbeddingParams", "PositionEmbeddingType"}
     if answers["qk_norm"] == "full" or answers["output_norm"] or answers["mlp_down_norm"]:
         symbols |= {"AllReduce", "AllReduceStrategy", "Mapping"}

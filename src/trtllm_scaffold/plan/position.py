@@ -8,7 +8,7 @@ from collections.abc import Callable
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of
-from trtllm_scaffold.plan.layer_sizes import uneven_sizes
+from trtllm_scaffold.plan.latents import uneven_sizes
 from trtllm_scaffold.spec import LayerKind, ModelSpec, RopeScaling, RopeSpec
 
 #: Scalings whose formula needs the original length.

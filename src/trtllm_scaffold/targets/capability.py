@@ -65,14 +65,31 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("attention.latent_norm", "rmsnorm"): _NATIVE,
     ("attention.latent_bias", "none"): _NATIVE,
     ("attention.latent_scale", "none"): _NATIVE,
-    ("attention.latent_scale", "set"): _refused(
+    ("attention.latent_scale", "set"): _reference(
         "TensorRT-LLM's module for latent attention has no factor on latents"
     ),
     ("attention.latent_rope_norm", "none"): _NATIVE,
-    ("attention.latent_rope_norm", "rmsnorm"): _NATIVE,
-    ("attention.latent_rope_norm", "in the library's module"): _refused(
+    ("attention.latent_rope_norm", "rmsnorm"): _reference(
         "TensorRT-LLM's module for latent attention does not norm the shared key"
     ),
+    ("attention.latent_sizes", "the same"): _NATIVE,
+    ("attention.latent_sizes", "differ by layer"): _reference(
+        "TensorRT-LLM's module for latent attention takes the cache's rows to be as wide as its own"
+    ),
+    ("attention.latent_ropes", "the same"): _NATIVE,
+    ("attention.latent_ropes", "differ by layer"): _reference(
+        "nobody has tried TensorRT-LLM's module for latent attention with several rotations"
+    ),
+    ("attention.window", "with latents"): _reference(
+        "TensorRT-LLM's module for latent attention has no window"
+    ),
+    **{
+        ("attention.output_gate", f"{activation}, {width}, with latents"): _reference(
+            "TensorRT-LLM's module for latent attention has no gate"
+        )
+        for activation in ("sigmoid", "softplus")
+        for width in ("full", "head")
+    },
     ("attention.latent_style", "interleaved"): _NATIVE,
     ("attention.latent_style", "neox"): _expressed(
         "the rotated rows are put in pairs when weights are loaded: MLA rotates neighbours"

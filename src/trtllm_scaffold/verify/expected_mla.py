@@ -28,6 +28,11 @@ def is_latent(answers: Mapping[str, Any]) -> bool:
     return answers.get("attention_kind") == "MLA"
 
 
+def reads_latents_itself(answers: Mapping[str, Any]) -> bool:
+    """Whether latents are read by an attention of the port's own."""
+    return is_latent(answers) and not answers.get("attention_base")
+
+
 def read_latent_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     """The widths among recorded answers; none without latent attention.
 
@@ -85,10 +90,11 @@ def latent_parameters(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> I
         yield "k_rope_layernorm.weight", (rope,), None
     query = "q_b_proj" if q_rank else "q_proj"
     yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
-    if "index_topk" in sizes:
+    if reads_latents_itself(answers):
         yield "kv_a_proj_with_mqa.weight", (rank + rope, hidden), None
         yield "kv_b_proj.weight", (heads * (nope + value), rank), 0
-        yield from _indexer_parameters(sizes)
+        if "index_topk" in sizes:
+            yield from _indexer_parameters(sizes)
         return
     yield "kv_a_proj.weight", (rank + rope, hidden), None
     yield "k_b_proj.weight", (heads * nope, rank), 0
