@@ -71,7 +71,7 @@ def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
     return {**_SMALL, **indexer, "q_lora_rank": q_rank}
 
 
-def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
+def latent_parameters(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[Row]:
     """Every parameter of one layer's attention, by its name in there."""
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     rank, q_rank = sizes["kv_lora_rank"], sizes["q_lora_rank"]
@@ -82,7 +82,9 @@ def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
     yield "o_proj.weight", (hidden, heads * value), 1
     yield "kv_a_layernorm.weight", (rank,), None
     query = "q_b_proj" if q_rank else "q_proj"
-    yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
+    rows = nope + rope + (value if answers.get("latent_gate") else 0)
+    read = (q_rank or hidden) * (2 if answers.get("latent_raw") else 1)
+    yield f"{query}.weight", (heads * rows, read), 0
     if "index_topk" in sizes:
         yield "kv_a_proj_with_mqa.weight", (rank + rope, hidden), None
         yield "kv_b_proj.weight", (heads * (nope + value), rank), 0
