@@ -26,6 +26,8 @@ class MlaFacts:
         nope, rope, value: Widths of a head's plain part, its rotated part and its value.
         q_a, q_norm: The projection to the query's latent and its norm; None without one.
         q_a_columns: [q_lora_rank] columns that the query's latent is made of.
+        q_latent: The normed latent of queries; None without one.
+        raw_latent: Queries are projected from that and the latent before its norm, in this order.
         kv_a: The projection to the latent and the shared key.
         kv_norm: The latent's norm.
         latent_columns, rope_columns: Columns of `kv_a` that hold either.
@@ -41,6 +43,8 @@ class MlaFacts:
     kv_norm: NormFacts
     latent_columns: torch.Tensor
     rope_columns: torch.Tensor
+    q_latent: Value | None = None
+    raw_latent: bool = False
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -113,7 +117,8 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
     kv_a, latent_columns = _columns(layer, latent, "latent")
     if kv_a is not k.projection:
         raise _refused(layer, "the latent and the shared key have projections of their own")
-    q_a, q_norm, q_a_columns, source = _query_latent(layer, q)
+    found = _query_latent(layer, q)
+    q_a, q_norm, q_a_columns, source = found.linear, found.norm, found.columns, found.source
     if strip(kv_a.input) is not source:
         raise _refused(layer, "queries and latents are projected from different values")
     mla = MlaFacts(
@@ -127,6 +132,8 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
         kv_norm=kv_norm,
         latent_columns=latent_columns,
         rope_columns=k.shared.sort().values,
+        q_latent=found.normed,
+        raw_latent=found.with_raw,
     )
     plain = Chain(key, k.expansion, None, None, [], k.columns)
     return LatentAttention(mla, q, plain, v, scales, rope, source)
@@ -261,16 +268,52 @@ def _normed_input(layer: Layer, linear: Linear, what: str) -> tuple[Value, NormF
     return call.input, call.facts
 
 
-def _query_latent(
-    layer: Layer, query: Chain
-) -> tuple[Linear | None, NormFacts | None, torch.Tensor, Value]:
-    """The query's latent: projection, norm, columns; and what it is projected from."""
+@dataclass(frozen=True, eq=False, repr=False)
+class _QueryLatent:
+    """The query's latent: projection, norm, columns, what it is projected from, and itself."""
+
+    linear: Linear | None
+    norm: NormFacts | None
+    columns: torch.Tensor
+    source: Value
+    normed: Value | None = None
+    with_raw: bool = False
+
+
+def _query_latent(layer: Layer, query: Chain) -> _QueryLatent:
     source = strip(query.linear.input)
     if source is layer.input or not _is_latent(layer, source):
-        return None, None, torch.empty(0, dtype=torch.long), source
-    value, norm = _normed_input(layer, query.linear, "query's latent")
-    q_a, columns = _columns(layer, value, "query's latent")
-    return q_a, norm, columns, strip(q_a.input)
+        return _QueryLatent(None, None, torch.empty(0, dtype=torch.long), source)
+    raw = _before_and_behind(layer, source)
+    normed = source if raw is None else raw
+    call = layer.norms.at(normed)
+    if call is None:
+        raise _refused(layer, "the query's latent does not pass exactly one norm")
+    q_a, columns = _columns(layer, call.input, "query's latent")
+    inputs = strip(q_a.input)
+    return _QueryLatent(q_a, call.facts, columns, inputs, normed, raw is not None)
+
+
+def _before_and_behind(layer: Layer, value: Value) -> Value | None:
+    """The norm's output, where `value` is that and the norm's input side by side, else None.
+
+    Raises:
+        Refused: It joins other values, or these in another order.
+    """
+    node = value.node
+    if node is None or node.name != "cat":
+        return None
+    parts = [strip(part) for part in node.args[0]]
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    call = layer.norms.at(parts[0])
+    same = call is not None and len(parts) == 2 and strip(call.input) is parts[1]
+    if not same or axis % len(value.shape) != len(value.shape) - 1:
+        raise _refused(
+            layer,
+            "queries are projected from several values that are not the normed latent and then "
+            "the raw one",
+        )
+    return parts[0]
 
 
 def _is_latent(layer: Layer, value: Value) -> bool:

@@ -63,6 +63,7 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         biases=_biases(first),
         magnitude=_magnitude(builder),
         indexer=None if first.choice is None else _indexer(builder),
+        raw_latent=read(builder.observations[0]).raw_latent,
     )
 
 

@@ -8,6 +8,7 @@ from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import (
     AttentionSpec,
     BlockIndexerSpec,
+    GateSpec,
     LayerKind,
     MlaSpec,
     ModelSpec,
@@ -91,10 +92,25 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
         ("attention.sinks", "with latents" if attention.sinks else "none"),
-        ("attention.output_gate", "with latents" if gate else "none"),
+        ("attention.query_latent", _query_latent(mla)),
+        ("attention.output_gate", _latent_gate(gate, mla) if gate else "none"),
         ("attention.output_norm", "with latents" if attention.output_norm else "none"),
         ("attention.window", "with latents" if attention.window else "none"),
     ]
+
+
+def _query_latent(mla: MlaSpec) -> str:
+    """Which latent queries are projected from."""
+    if not mla.raw_latent:
+        return "as it is"
+    return "normed and raw" if mla.indexer else "normed and raw, without chosen keys"
+
+
+def _latent_gate(gate: GateSpec, mla: MlaSpec) -> str:
+    """A gate on the outputs of latent attention; the port's own computes one beside queries."""
+    if mla.indexer is None or not gate.beside_queries:
+        return "with latents"
+    return f"with latents, {gate.activation}, {gate.width}, beside queries"
 
 
 def _latent_rope_facts(rope: RopeSpec, mla: MlaSpec) -> list[Fact]:

@@ -15,6 +15,7 @@ _MODULES = {
     ("q_a",): ("q_a_proj", "whole"),
     ("q_a_norm",): ("q_a_layernorm", "whole"),
     ("q_b",): ("q_b_proj", "whole"),
+    ("q_b", "gate"): ("q_b_proj", "per_head"),
     ("kv_a", "k_rope"): ("kv_a_proj_with_mqa", "rows"),
     ("kv_a_norm",): ("kv_a_layernorm", "whole"),
     ("k_b", "v_b"): ("kv_b_proj", "per_head"),
@@ -60,7 +61,14 @@ def plan_indexer(spec: ModelSpec) -> Answers:
     """Answers of the choice of keys; empty ones without it."""
     indexer, mla = indexer_of(spec), spec.layer.attention.mla
     if indexer is None or mla is None:
-        return {"indexer": "", "indexer_condition": "", "index_layers": [], "latent_dim": ""}
+        return {
+            "indexer": "",
+            "indexer_condition": "",
+            "index_layers": [],
+            "latent_dim": "",
+            "latent_raw": False,
+            "latent_gate": False,
+        }
     condition, kinds = "", spec.layer_kinds
     if any(map(_shares_choice, kinds)):
         condition = condition_of(spec, "attention.indexer", _shares_choice, False)
@@ -73,6 +81,8 @@ def plan_indexer(spec: ModelSpec) -> Answers:
             if condition and not _shares_choice(kinds[kind])
         ],
         "latent_dim": code(mla.kv_lora_rank),
+        "latent_raw": mla.raw_latent,
+        "latent_gate": spec.layer.attention.output_gate is not None,
     }
 
 

@@ -58,6 +58,7 @@ class MlaSpec:
         magnitude: The softmax scale is magnitude ** 2 / sqrt(head_dim): YaRN's magnitude for
             ``mscale_all_dim`` where the rope settings have it, else 1.
         indexer: The choice of keys, if each token sees chosen ones alone.
+        raw_latent: q_b reads [c_q | q_a(x)], the latent behind and before its norm.
     """
 
     q_lora_rank: Quantity | None
@@ -70,3 +71,4 @@ class MlaSpec:
     biases: tuple[str, ...] = ()
     magnitude: float = 1.0
     indexer: IndexerSpec | None = None
+    raw_latent: bool = False
