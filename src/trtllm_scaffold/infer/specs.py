@@ -138,7 +138,7 @@ class Builder:
             assert gate is not None
             return gate.rank
 
-        return NormGateSpec(self.fit("norm.gate_rank", rank))
+        return NormGateSpec(self.fit("norm.gate_rank", rank, hints=SYNONYMS["norm_gate_rank"]))
 
     def optional_norm(
         self, fact: str, read: Callable[[Observation], NormFacts | None]
