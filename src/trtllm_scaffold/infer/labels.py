@@ -71,6 +71,7 @@ def norm_label(norm: NormFacts) -> str:
     parts += ["1+w"] if norm.plus_one else []
     parts += ["without weight"] if norm.weight is None else []
     parts += ["with bias"] if norm.bias is not None else []
+    parts += ["gated"] if norm.gate is not None else []
     return " ".join(parts)
 
 
@@ -100,6 +101,7 @@ def _gate_label(gate: GateFacts | None) -> str | None:
         return None
     bias = " with bias" if gate.spec.bias else ""
     bias += " and a bias per head" if gate.spec.head_bias else ""
+    bias += ", beside queries" if gate.beside_queries else ""
     return f"{gate.activation}, {gate.width}{bias}"
 
 
@@ -142,6 +144,10 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         place.removesuffix("_norm"): norm_name(facts.layer, norm)
         for place, norm in block.norms.items()
     }
+    gates = {
+        place.removesuffix("_norm"): "" if norm.gate is None else " gated"
+        for place, norm in block.norms.items()
+    }
     qk_norm = None
     if attention.norms is not None:
         qk_norm = f"{norm_label(attention.norms[0])}, {attention.scope}, {attention.when}"
@@ -170,7 +176,7 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "position.score_bias": attention.score_bias,
         "position.alibi": None if attention.alibi is None else str(attention.alibi.scaled),
         "norm.kind": ", ".join(dict.fromkeys(norm_label(n) for n in block.norms.values())),
-        "block.norms": ", ".join(f"{place} {name}" for place, name in norms.items()),
+        "block.norms": ", ".join(f"{place} {name}{gates[place]}" for place, name in norms.items()),
         "block.parallel": block.parallel,
         "block.residual": "normed" if block.residual_after_norm else "plain",
         "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
@@ -218,6 +224,7 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
         "moe.logit_bias": bool(moe.parts.router.bias),
         "moe.selection_bias": routing.biased,
         "moe.groups": routing.group_score if routing.num_groups > 1 else None,
+        "moe.group_fill": routing.group_fill if routing.num_groups > 1 else None,
         "moe.epsilon": _presence(routing.epsilon != 0.0),
         "moe.floor": _presence(routing.floor != 0.0),
         "moe.scaling": _presence(not is_one(routing.scaling)),
@@ -253,6 +260,7 @@ def latent_label(mla: MlaFacts) -> str:
     linears = {"q_a": mla.q_a, "kv_a": mla.kv_a}
     biased = [name for name, linear in linears.items() if linear is not None and linear.bias]
     query = "" if mla.q_norm is None else f"of queries ({norm_label(mla.q_norm)}) and "
+    query += "before that norm too, " if mla.raw_latent else ""
     factors = {"queries": mla.q_factor, "keys and values": mla.kv_factor}
     scaled = [name for name, factor in factors.items() if not is_one(factor)]
     parts = [f"{query}of keys and values ({norm_label(mla.kv_norm)})"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,12 +16,19 @@ from trtllm_scaffold.infer.segments import Chain, sources
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Latent:
-    """A latent: ``factor * norm(columns of projection)``."""
+    """A latent: ``factor * norm(columns of projection)``.
 
+    Attributes:
+        value: The latent.
+        with_raw: What reads it reads the columns before the norm as well, behind it.
+    """
+
+    value: Value
     projection: Linear
     columns: torch.Tensor
     norm: NormFacts
     factor: float
+    with_raw: bool = False
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,13 +48,13 @@ class SharedPart:
     norm: NormFacts | None
 
 
-def normed_latent(layer: Layer, linear: Linear, what: str) -> Latent:
-    """The latent that `linear` is applied to.
+def normed_latent(layer: Layer, source: Value, what: str) -> Latent:
+    """The latent that `source` is.
 
     Raises:
         Refused: It is not one normed projection, multiplied by a constant at most.
     """
-    value, factor = strip(linear.input), 1.0
+    value, factor = source, 1.0
     while layer.norms.at(value) is None and (inner := scaled(value, layer.graph)) is not None:
         value, factor = strip(inner[0]), factor * inner[1]
     call = layer.norms.at(value)
@@ -56,7 +63,7 @@ def normed_latent(layer: Layer, linear: Linear, what: str) -> Latent:
     if factor <= 0:
         raise refused(layer, f"the {what} is multiplied by {factor:g}")
     projection, columns = held_columns(layer, call.input, what)
-    return Latent(projection, columns, call.facts, factor)
+    return Latent(source, projection, columns, call.facts, factor)
 
 
 def query_latent(layer: Layer, query: Chain) -> Latent | None:
@@ -66,7 +73,32 @@ def query_latent(layer: Layer, query: Chain) -> Latent | None:
     made = any(parent in layer.linears for parent in layer.graph.ancestors(source, stop))
     if source is layer.input or not made:
         return None
-    return normed_latent(layer, query.linear, "query's latent")
+    normed = _before_and_behind(layer, source)
+    if normed is None:
+        return normed_latent(layer, source, "query's latent")
+    return replace(normed_latent(layer, normed, "query's latent"), with_raw=True)
+
+
+def _before_and_behind(layer: Layer, value: Value) -> Value | None:
+    """The norm's output, where `value` is that and the norm's input side by side, else None.
+
+    Raises:
+        Refused: It joins other values, or these in another order.
+    """
+    node = value.node
+    if node is None or node.name != "cat":
+        return None
+    parts = [strip(part) for part in node.args[0]]
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    call = layer.norms.at(parts[0])
+    same = call is not None and len(parts) == 2 and strip(call.input) is parts[1]
+    if not same or axis % len(value.shape) != len(value.shape) - 1:
+        raise refused(
+            layer,
+            "queries are projected from several values that are not the normed latent and then "
+            "the raw one",
+        )
+    return parts[0]
 
 
 def shared_part(layer: Layer, output: Value) -> SharedPart:

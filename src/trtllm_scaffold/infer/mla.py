@@ -34,6 +34,8 @@ class MlaFacts:
         nope, rope, value: Widths of a head's plain part, its rotated part and its value.
         q_a, q_norm: The projection to the query's latent and its norm; None without one.
         q_a_columns: [q_lora_rank] columns that the query's latent is made of.
+        q_latent: The normed latent of queries; None without one.
+        raw_latent: Queries are projected from that and the latent before its norm, in this order.
         kv_a: The projection to the latent and the shared key.
         kv_norm: The latent's norm.
         latent_columns, rope_columns: Columns of `kv_a` that hold either.
@@ -54,6 +56,8 @@ class MlaFacts:
     q_factor: float = 1.0
     kv_factor: float = 1.0
     rope_norm: NormFacts | None = None
+    q_latent: Value | None = None
+    raw_latent: bool = False
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -124,7 +128,7 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
     rope = _read_rope(layer, q, k)
     scales = _scales(layer, q, k)
     _check_value(layer, q, v)
-    latent = normed_latent(layer, k.expansion, "latent")
+    latent = normed_latent(layer, strip(k.expansion.input), "latent")
     q_latent = query_latent(layer, q)
     source = q.linear.input if q_latent is None else q_latent.projection.input
     kv_a, source = latent.projection, strip(source)
@@ -146,6 +150,8 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
         q_factor=1.0 if q_latent is None else q_latent.factor,
         kv_factor=latent.factor,
         rope_norm=k.part.norm,
+        q_latent=None if q_latent is None else q_latent.value,
+        raw_latent=q_latent is not None and q_latent.with_raw,
     )
     plain = Chain(key, k.expansion, None, None, [], k.columns)
     return LatentAttention(mla, q, plain, v, scales, rope, source)

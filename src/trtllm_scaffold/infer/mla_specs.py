@@ -69,6 +69,7 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         q_scale=_factor(builder, "q", q_rank, lambda o: read(o).q_factor),
         kv_scale=_factor(builder, "kv", kv_rank, lambda o: read(o).kv_factor),
         rope_norm=builder.optional_norm("attention.k_rope_norm.eps", lambda o: read(o).rope_norm),
+        raw_latent=read(builder.observations[0]).raw_latent,
     )
 
 

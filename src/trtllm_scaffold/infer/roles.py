@@ -238,7 +238,7 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     if torch.equal(torch.cat([c.flatten() for c in columns]), torch.arange(rows)):
         return "whole" if len(held) == 1 else "rows"
     roles = {role for role, _ in held}
-    if roles == {"attention.k_b", "attention.v_b"}:
+    if roles in ({"attention.k_b", "attention.v_b"}, {"attention.q_b", "attention.gate"}):
         by_head = torch.cat(columns, 1)
         return "per_head" if torch.equal(by_head.flatten(), torch.arange(rows)) else None
     if not roles <= {"attention.q", "attention.k", "attention.v"}:
@@ -277,6 +277,10 @@ def _put_mlp(table: dict[str, RoleLayout], mlp: MlpFacts) -> None:
 def _put_norm(
     table: dict[str, RoleLayout], facts: NormFacts, role: str, *, per_layer: bool = True
 ) -> None:
+    if facts.gate is not None:
+        table[facts.gate.down] = RoleLayout((f"{role}.down.weight",), per_layer=per_layer)
+        table[facts.gate.up] = RoleLayout((f"{role}.up.weight",), per_layer=per_layer)
+        role = f"{role}.norm"
     for name, part in ((facts.weight, "weight"), (facts.bias, "bias")):
         if name is not None:
             table[name] = RoleLayout((f"{role}.{part}",), per_layer=per_layer)

@@ -28,6 +28,7 @@ class Routing:
     num_groups: int = 1
     top_groups: int = 1
     group_score: Literal["max", "top2_sum"] = "max"
+    group_fill: Literal["lowest", "zero"] = "lowest"
     scaling: float = 1.0
     epsilon: float = 0.0
     floor: float = 0.0
@@ -171,7 +172,8 @@ def _choose(routing: Routing, scores: torch.Tensor) -> tuple[torch.Tensor, torch
         best = grouped.topk(1 if routing.group_score == "max" else 2, -1).values.sum(-1)
         kept, margin = _largest(best, routing.top_groups)
         inside = kept.unsqueeze(-1).expand_as(grouped).flatten(-2)
-        scores = scores.masked_fill(~inside, float("-inf"))
+        fill = 0.0 if routing.group_fill == "zero" else float("-inf")
+        scores = scores.masked_fill(~inside, fill)
     chosen, own = _largest(scores, routing.top_k)
     return chosen, torch.minimum(margin, own)
 

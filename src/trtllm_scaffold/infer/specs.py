@@ -31,6 +31,7 @@ from trtllm_scaffold.spec import (
     EmbeddingSpec,
     HeadSpec,
     LayerKind,
+    NormGateSpec,
     NormSpec,
     QKNormSpec,
     Quantity,
@@ -140,7 +141,19 @@ class Builder:
             weight=facts.weight is not None,
             bias=facts.bias is not None,
             plus_one=facts.plus_one,
+            gate=self._norm_gate(read),
         )
+
+    def _norm_gate(self, read: Callable[[Observation], NormFacts]) -> NormGateSpec | None:
+        if read(self.observations[0]).gate is None:
+            return None
+
+        def rank(observation: Observation) -> int:
+            gate = read(observation).gate
+            assert gate is not None
+            return gate.rank
+
+        return NormGateSpec(self.fit("norm.gate_rank", rank, hints=SYNONYMS["norm_gate_rank"]))
 
     def optional_norm(
         self, fact: str, read: Callable[[Observation], NormFacts | None]

@@ -156,6 +156,7 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
         "embedding_size": base.embedding,
         "sliding_window": base.window,
         "rotary_dim": _rotary_dim(real, head_dim),
+        "norm_gate_rank": base.window + 4,
         **dict(zip(LATENT_ROLES, base.latents, strict=True)),
         **dict(zip(INDEXER_ROLES, base.indexer, strict=True)),
     }

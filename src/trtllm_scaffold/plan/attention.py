@@ -227,7 +227,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_clip": code(clip),
         "attention_clips_normed": attention.clips_normed,
         **plan_heads(spec),
-        "attention_gate": gate.width if gate else "",
+        "attention_gate": gate.width if gate and not gate.beside_queries else "",
         "attention_gate_activation": _GATES[gate.activation] if gate else "",
         "attention_gate_bias": gate.bias if gate else False,
         "attention_gate_head_bias": gate.head_bias if gate else False,

@@ -95,6 +95,7 @@ def _latent_facts(attention: AttentionSpec, mla: MlaSpec, own: bool) -> list[Fac
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
         ("attention.sinks", "with latents" if attention.sinks else "none"),
+        ("attention.query_latent", "normed and raw" if mla.raw_latent else "as it is"),
         ("attention.output_gate", _latent_gate(attention.output_gate)),
         ("attention.output_norm", "with latents" if attention.output_norm else "none"),
         ("attention.window", _latent_window(attention)),
@@ -111,7 +112,8 @@ def _latent_gate(gate: GateSpec | None) -> str:
     if gate is None:
         return "none"
     bias = ", bias per head" if gate.head_bias else ""
-    return f"{gate.activation}, {gate.width}{bias}, with latents"
+    place = ", beside queries" if gate.beside_queries else ""
+    return f"{gate.activation}, {gate.width}{bias}, with latents{place}"
 
 
 def _latent_rope_facts(rope: RopeSpec, own: bool) -> list[Fact]:

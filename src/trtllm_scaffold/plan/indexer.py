@@ -24,6 +24,7 @@ _MODULES = {
     ("q_a_norm",): ("q_a_layernorm", "whole"),
     ("q_b",): ("q_b_proj", "whole"),
     ("q",): ("q_proj", "whole"),
+    ("q_b", "gate"): ("q_b_proj", "per_head"),
     ("kv_a", "k_rope"): ("kv_a_proj_with_mqa", "rows"),
     ("kv_a_norm",): ("kv_a_layernorm", "whole"),
     ("k_rope_norm",): ("k_rope_layernorm", "whole"),

@@ -32,6 +32,7 @@ def plan_layer_sizes(spec: ModelSpec) -> Answers:
         else []
         for name in LAYER_SIZES[1:]
     }
+    gate = spec.layer.attention.output_gate
     exprs = [choice(spec, "attention.latent_widths", _reader(name)) for name in names]
     return {
         **listed,
@@ -39,6 +40,8 @@ def plan_layer_sizes(spec: ModelSpec) -> Answers:
         "layer_size_exprs": exprs,
         "latent_dim": code(mla.kv_lora_rank) if mla and rows_are_set(spec) else "",
         "layer_sizes_ambiguous": any(".per_layer_config[" in expr for expr in exprs),
+        "latent_raw": bool(own and mla and mla.raw_latent),
+        "latent_gate": bool(gate and gate.beside_queries),
         "latent_rope_norm": bool(own and mla and mla.rope_norm),
         "latent_q_scale": _scale(spec, lambda mla: mla.q_scale) if own else "",
         "latent_kv_scale": _scale(spec, lambda mla: mla.kv_scale) if own else "",

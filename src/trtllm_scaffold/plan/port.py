@@ -11,6 +11,7 @@ from trtllm_scaffold.plan.block import plan_block
 from trtllm_scaffold.plan.block_indexer import SYMBOLS as BLOCK_SYMBOLS
 from trtllm_scaffold.plan.block_indexer import plan_block_indexer
 from trtllm_scaffold.plan.embedding import plan_embedding
+from trtllm_scaffold.plan.gated_norm import plan_gated_norm
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
 from trtllm_scaffold.plan.indexer import SYMBOLS, plan_indexer
@@ -70,7 +71,7 @@ def _modeling_symbols(answers: Answers) -> set[str]:
     if answers["qk_norm"] == "per_head_weight":
         symbols.add("Mapping")
     linears = ("embedding_projection", "head_projection", "head_dense", "attention_gate")
-    if any(answers[name] for name in linears):
+    if any(answers[name] for name in (*linears, "gated_norms")):
         symbols.add("Linear")
     return symbols
 
@@ -132,7 +133,8 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "proven": spec.proven,
     }
     attention = (plan_attention, plan_mla, plan_indexer, plan_layer_sizes, plan_block_indexer)
-    axes = (plan_sizes, *attention, plan_position, plan_norm, plan_block, plan_mlp)
+    norms = (plan_norm, plan_gated_norm)
+    axes = (plan_sizes, *attention, plan_position, *norms, plan_block, plan_mlp)
     for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights, plan_wrapper):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
 from trtllm_scaffold.plan.block_indexer import block_indexer_sizes
+from trtllm_scaffold.plan.gated_norm import gate_sizes
 from trtllm_scaffold.plan.heads import head_sizes
 from trtllm_scaffold.plan.indexer import indexer_sizes
 from trtllm_scaffold.plan.latents import (
@@ -34,6 +35,7 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         **latent_sizes(attention.mla),
         **indexer_sizes(spec),
         **block_indexer_sizes(spec),
+        **gate_sizes(spec),
     }
     if attention.value_dim is not None:
         sizes["v_head_dim"] = attention.value_dim

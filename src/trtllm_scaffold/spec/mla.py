@@ -61,6 +61,7 @@ class MlaSpec:
         magnitude: The softmax scale is magnitude ** 2 / sqrt(head_dim): YaRN's magnitude for
             ``mscale_all_dim`` where the rope settings have it, else 1.
         indexer: The choice of keys, if each token sees chosen ones alone.
+        raw_latent: q_b reads [c_q | q_a(x)], the latent behind and before its norm.
     """
 
     q_lora_rank: Quantity | None
@@ -73,6 +74,7 @@ class MlaSpec:
     biases: tuple[str, ...] = ()
     magnitude: float = 1.0
     indexer: IndexerSpec | None = None
+    raw_latent: bool = False
     q_scale: Quantity | None = None
     kv_scale: Quantity | None = None
     rope_norm: NormSpec | None = None
@@ -80,4 +82,5 @@ class MlaSpec:
     @property
     def is_plain(self) -> bool:
         """Whether nothing happens to latents and shared keys but the norms of the latents."""
-        return self.q_scale is None and self.kv_scale is None and self.rope_norm is None
+        scaled = self.q_scale is not None or self.kv_scale is not None
+        return not scaled and self.rope_norm is None and not self.raw_latent

@@ -62,6 +62,13 @@ _COMMON: dict[tuple[str, str], Capability] = {
         )
         for style in ("neox", "interleaved")
     },
+    ("attention.query_latent", "as it is"): _NATIVE,
+    ("attention.query_latent", "normed and raw"): _reference(
+        "TensorRT-LLM's module for latent attention projects queries from one normed latent"
+    ),
+    ("attention.output_gate", "sigmoid, full, with latents, beside queries"): _reference(
+        "TensorRT-LLM's module for latent attention has no gate"
+    ),
     ("attention.latent_norm", "rmsnorm"): _NATIVE,
     ("attention.latent_bias", "none"): _NATIVE,
     ("attention.latent_scale", "none"): _NATIVE,
@@ -206,6 +213,7 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("position.scaling", "longrope"): _NATIVE,
     **{("norm.kind", norm): _NATIVE for norm in _NORMS},
     ("norm.kind", "layernorm 1+w"): _expressed("1 is added to the norm's weight at loading"),
+    ("norm.kind", "rmsnorm, gated"): _expressed("the gate on a norm is a module of the port"),
     ("norm.kind", "none"): _NATIVE,
     ("block.placement", "pre"): _NATIVE,
     ("block.placement", "post"): _expressed("residual additions are written out in the layer"),

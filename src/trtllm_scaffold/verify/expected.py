@@ -67,6 +67,8 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
         sizes[name] = _size(answers, name, fallback)
     sizes.update(read_latent_sizes(answers))
     sizes.update(read_indexer_sizes(answers))
+    if answers.get("gated_norms"):
+        sizes["norm_gate_rank"] = _size(answers, "norm_gate_rank")
     if answers.get("attention_narrow"):
         sizes["v_head_dim"] = _size(answers, "v_head_dim")
     if sizes["num_hidden_layers"] > MAX_LAYERS:
@@ -186,7 +188,15 @@ def _gate(
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
     for name in _names(answers, "block_norms"):
-        yield from _norm(answers, name, f"{_LAYER}.{name}", (sizes["hidden_size"],))
+        module, hidden = f"{_LAYER}.{name}", sizes["hidden_size"]
+        if name not in _names(answers, "gated_norms"):
+            yield from _norm(answers, name, module, (hidden,))
+            continue
+        if name == answers.get("partly_gated_norm"):
+            yield from _norm(answers, name, module, (hidden,))
+        yield from _norm(answers, name, f"{module}.norm", (hidden,))
+        yield f"{module}.down.weight", Parameter((sizes["norm_gate_rank"], hidden))
+        yield f"{module}.up.weight", Parameter((hidden, sizes["norm_gate_rank"]))
 
 
 def _norm(
@@ -258,6 +268,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         "head_dim": head_dim,
         "intermediate_size": hidden if inner == real_hidden else 2 * hidden + 7,
         "embedding_size": hidden if sizes["embedding_size"] == real_hidden else hidden - 3,
+        **({"norm_gate_rank": 5} if "norm_gate_rank" in sizes else {}),
         **({"embedding_rows": 97} if "embedding_rows" in sizes else {}),
         **small_latents(sizes),
         **small_indexer(sizes),

@@ -89,7 +89,9 @@ def latent_parameters(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> I
     if answers.get("latent_rope_norm"):
         yield "k_rope_layernorm.weight", (rope,), None
     query = "q_b_proj" if q_rank else "q_proj"
-    yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
+    rows = nope + rope + (value if answers.get("latent_gate") else 0)
+    read = (q_rank or hidden) * (2 if answers.get("latent_raw") else 1)
+    yield f"{query}.weight", (heads * rows, read), 0
     if reads_latents_itself(answers):
         yield "kv_a_proj_with_mqa.weight", (rank + rope, hidden), None
         yield "kv_b_proj.weight", (heads * (nope + value), rank), 0
