@@ -21,7 +21,7 @@ __all__ = ["MoeFacts", "explains", "read_block", "read_moe"]
 #: is like another.
 _TRACED, _FITTED, _COMPARED, _REPEATED = 192, 2048, 4096, 128
 #: Taken from a selection bias, so that many a score for the choice is negative.
-_LOWERED = (0.5, 0.25, 1.5)
+_LOWERED = (0.5, 0.25, 3.0)
 _FILLS: tuple[Literal["lowest", "zero"], ...] = ("lowest", "zero")
 _SPREAD = 0.05  # of a selection bias beside which every expert is chosen by some token
 
@@ -94,12 +94,16 @@ def _with_group_fill(facts: MoeFacts, block: Block, x: torch.Tensor) -> MoeFacts
     if facts.routing.num_groups == 1 or bias is None:
         return facts  # scores are not negative
     guesses = [replace(facts, routing=replace(facts.routing, group_fill=f)) for f in _FILLS]
-    for lowered in _LOWERED:  # how many ties there are goes with it
+    errors: list[list[float]] = [[] for _ in guesses]
+    for lowered in _LOWERED:
         with block.changed({bias: block.held[bias] - lowered}):
             seen = block(x)
-            fitting = [guess for guess in guesses if difference(guess, block, x, seen) <= EXACT]
-        if len(fitting) == 1:
-            return fitting[0]
+            for found, guess in zip(errors, guesses, strict=True):
+                found.append(difference(guess, block, x, seen))
+    told = [[error for error in found if error != float("inf")] for found in errors]  # no ties
+    fitting = [g for g, found in zip(guesses, told, strict=True) if found and max(found) <= EXACT]
+    if len(fitting) == 1:
+        return fitting[0]
     raise refused(block.name, "what experts of other groups count as is neither last nor 0.0")
 
 

@@ -6,7 +6,6 @@ import dataclasses
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
-from trtllm_scaffold.plan.kinds import condition_of
 from trtllm_scaffold.spec import LayerKind, ModelSpec, NormSpec, Quantity, TensorSpec
 
 
@@ -63,14 +62,8 @@ def plan_gated_norm(spec: ModelSpec) -> Answers:
         Refused: They stand where no port has a way to compute them.
     """
     _check(spec)
-    partly, condition = _partly_gated(spec), ""
-    if partly:
-        condition = condition_of(spec, "norm", lambda kind: _has_gate(kind, partly), True)
-    return {
-        "gated_norms": gated_norms(spec),
-        "partly_gated_norm": partly,
-        "partly_gated_condition": condition,
-    }
+    partly = _partly_gated(spec)
+    return {"gated_norms": gated_norms(spec), "expert_gated_norm": partly}
 
 
 def _check(spec: ModelSpec) -> None:
@@ -86,13 +79,15 @@ def _check(spec: ModelSpec) -> None:
             own = dataclasses.replace(norm, gate=None)
             if plain.setdefault(name, own) != own:
                 raise Refused("norm", f"layers differ in {name} by more than its gate")
-    mixed = {kind.moe is not None for kind in spec.layer_kinds} == {True, False}
-    if _partly_gated(spec) and not mixed:
+    partly = _partly_gated(spec)
+    if partly and any(
+        _has_gate(kind, partly) != (kind.moe is not None) for kind in spec.layer_kinds
+    ):
         raise Refused(
             "norm",
-            "some layers gate a norm, and it is not told which store what",
+            f"some layers gate {partly}, and these are not those with experts",
             where=spec.source,
-            hint="gates in some layers are expressed where some layers have experts",
+            hint="a gate in all layers, or in just those with experts, is expressed",
         )
     if any(kind.block.attention_input_norm is None for kind in spec.layer_kinds):
         raise Refused("norm", "a norm has a gate, and layers lack one before attention")

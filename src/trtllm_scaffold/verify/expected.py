@@ -192,7 +192,7 @@ def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tup
         if name not in _names(answers, "gated_norms"):
             yield from _norm(answers, name, module, (hidden,))
             continue
-        if name == answers.get("partly_gated_norm"):
+        if name == answers.get("expert_gated_norm"):
             yield from _norm(answers, name, module, (hidden,))
         yield from _norm(answers, name, f"{module}.norm", (hidden,))
         yield f"{module}.down.weight", Parameter((sizes["norm_gate_rank"], hidden))
