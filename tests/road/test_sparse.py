@@ -100,3 +100,23 @@ def test_faults_in_layers_of_two_sizes_are_found(tmp_path: Path) -> None:
     for fault in UNEVEN_FAULTS:
         failed = faulty(result, *fault)
         assert any(item.startswith("parity fp32") for item in failed), (fault, failed)
+
+
+#: The same of a model whose norms, and whose attention, are gated from what they compute.
+GATED_FAULTS = (
+    ("torch.cat([q_latent, raw_latent]", "torch.cat([raw_latent, q_latent]"),
+    ("output * torch.sigmoid(gate.float())", "output * torch.sigmoid(gate.float().roll(1, -1))"),
+    ("F.silu(self.down(normed))", "F.gelu(self.down(normed))"),
+)
+
+
+@pytest.mark.slow
+def test_gated_norms_and_a_gate_beside_queries(tmp_path: Path) -> None:
+    layers = {"num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"]}
+    groups = {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3}
+    sizes = {**{k: v for k, v in SPARSE.items() if k not in layers}, **layers, **groups}
+    result = make(tmp_path, "AXK2", "axk2", **sizes, gated_norm_rank=24)
+    check(result)
+    for right, wrong in GATED_FAULTS:
+        failed = faulty(result, "modeling_axk2.py", right, wrong)
+        assert any(item.startswith("parity fp32") for item in failed), (right, failed)

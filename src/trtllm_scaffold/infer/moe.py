@@ -14,14 +14,16 @@ from trtllm_scaffold.infer.moe_block import EXACT, Block, MoeFacts, difference, 
 from trtllm_scaffold.infer.record import record_module
 from trtllm_scaffold.infer.routed import Routed
 from trtllm_scaffold.infer.router_fit import weights_on_input, weights_on_output
+from trtllm_scaffold.infer.routing import Seen, allows
+from trtllm_scaffold.infer.solve import solve_weights
 
 __all__ = ["MoeFacts", "explains", "read_block", "read_moe"]
 
 #: Tokens of the recorded call, of the fit, of the final comparison, and of that of a layer that
 #: is like another.
 _TRACED, _FITTED, _COMPARED, _REPEATED = 192, 2048, 4096, 128
-#: Taken from a selection bias, so that many a score for the choice is negative.
-_LOWERED = (0.5, 0.25, 3.0)
+#: Taken from a selection bias, so that many a score for the choice, or all, are negative.
+_LOWERED = (0.5, 3.0)
 _FILLS: tuple[Literal["lowest", "zero"], ...] = ("lowest", "zero")
 _SPREAD = 0.05  # of a selection bias beside which every expert is chosen by some token
 
@@ -93,17 +95,18 @@ def _with_group_fill(facts: MoeFacts, block: Block, x: torch.Tensor) -> MoeFacts
     bias = facts.parts.selection_bias
     if facts.routing.num_groups == 1 or bias is None:
         return facts  # scores are not negative
-    guesses = [replace(facts, routing=replace(facts.routing, group_fill=f)) for f in _FILLS]
-    errors: list[list[float]] = [[] for _ in guesses]
+    guesses = [replace(facts.routing, group_fill=fill) for fill in _FILLS]
     for lowered in _LOWERED:
         with block.changed({bias: block.held[bias] - lowered}):
-            seen = block(x)
-            for found, guess in zip(errors, guesses, strict=True):
-                found.append(difference(guess, block, x, seen))
-    told = [[error for error in found if error != float("inf")] for found in errors]  # no ties
-    fitting = [g for g, found in zip(guesses, told, strict=True) if found and max(found) <= EXACT]
-    if len(fitting) == 1:
-        return fitting[0]
+            solved = solve_weights(block, facts.parts, x)
+            if solved is None:
+                break
+            logits = block.logits(facts.parts, x)
+            seen = Seen(logits, solved[0], block.selection_bias(facts.parts))
+            guesses = [guess for guess in guesses if allows(guess, seen)]
+    else:
+        if len(guesses) == 1:
+            return replace(facts, routing=guesses[0])
     raise refused(block.name, "what experts of other groups count as is neither last nor 0.0")
 
 
