@@ -89,6 +89,7 @@ def _latent(mla: MlaSpec) -> dict[str, Any]:
         "v_head_dim": mla.v_head_dim.value,
         "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
         "biases": list(mla.biases),
+        **({"raw_latent": True} if mla.raw_latent else {}),
         **({} if mla.indexer is None else {"indexer": _indexer(mla.indexer)}),
     }
 
