@@ -180,6 +180,7 @@ def test_sizes_that_no_key_gives_are_refused(model_type: str) -> None:
 
 #: Latent attention that is expressed.
 LATENT = (
+    "axk2",
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",

@@ -165,7 +165,6 @@ LATENT = {
 @pytest.mark.parametrize(
     ("model_type", "axis", "changes"),
     [
-        ("axk2", "attention", {**LATENT, **EXPERTS, "index_topk": 5}),
         ("diffllama", "attention", {}),
         ("doge", "attention", {}),
         ("mamba", "attention", {"num_hidden_layers": 2}),

@@ -90,7 +90,7 @@ def _latent(mla: MlaSpec) -> dict[str, Any]:
         "v_head_dim": mla.v_head_dim.value,
         "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
         "biases": list(mla.biases),
-        **({} if mla.is_plain else _latent_extras(mla)),
+        **_latent_extras(mla),
         **({} if mla.indexer is None else {"indexer": _indexer(mla.indexer)}),
     }
 
@@ -106,12 +106,15 @@ def _uneven_latents(layers: list[MlaSpec]) -> dict[str, Any]:
 
 
 def _latent_extras(mla: MlaSpec) -> dict[str, Any]:
+    """What happens to latents besides their norms; nothing where nothing does."""
     norm = mla.rope_norm
-    return {
+    found = {
+        "raw_latent": mla.raw_latent or None,
         "q_scale": _value(mla.q_scale),
         "kv_scale": _value(mla.kv_scale),
         "shared_key_norm": norm and {"kind": norm.label, "eps": norm.eps.value},
     }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _indexer(indexer: IndexerSpec) -> dict[str, Any]:
