@@ -75,10 +75,11 @@ class Crowd(nn.Module):
             choice = logits + self.shift
         if config.crowd == "bias on squares":
             choice = scores.square() + self.shift
-        if config.crowd == "groups masked to zero":
+        if config.crowd.startswith("groups masked to "):
+            fill = float(config.crowd.removeprefix("groups masked to ").replace("zero", "0"))
             grouped = choice.unflatten(-1, (2, -1))
             best = grouped.amax(-1, keepdim=True)
-            choice = torch.where(best == best.amax(-2, keepdim=True), grouped, 0.0).flatten(-2)
+            choice = torch.where(best == best.amax(-2, keepdim=True), grouped, fill).flatten(-2)
         picked = choice.sort(-1, descending=True).indices[:, : config.picks]
         weights = scores.gather(-1, picked)
         power = 2 if config.crowd == "length" else 1

@@ -552,6 +552,7 @@ SPECS: dict[str, ModelSpec] = {
     "blocks": _blocks(),
     "modernbert": _modernbert(),
     "youtu": _latent("interleaved", None, 40),
+    "latent_window": with_attention(_latent("neox", None, None), **WINDOW),
     "latent_lite": _latent(
         "neox",
         RopeScaling(

@@ -14,10 +14,10 @@ SIZES = {"pick_heads": 136, "pick_width": 152, "pick_count": 700, "pick_fuzz": 2
 class PickConfig(mla_fork.ForkConfig):
     model_type = "pick-fork"
 
-    def __init__(self, pick_style="neox", **kwargs):
+    def __init__(self, pick_style="neox", door="", **kwargs):
         for name, value in SIZES.items():
             setattr(self, name, kwargs.pop(name, value))
-        self.pick_style = pick_style
+        self.pick_style, self.door = pick_style, door
         super().__init__(**kwargs)
 
 
@@ -77,21 +77,33 @@ class PickMemory(mla_fork.Memory):
     def __init__(self, config):
         super().__init__(config)
         self.picker = Picker(config)
+        c = config
+        if c.door:  # one projection of queries and gates, from the latent as it is and normed
+            width = c.plain_width + c.spun_width + (1 if c.door == "narrow" else c.content_width)
+            read = c.question_squeeze * (1 if c.door == "one latent" else 2)
+            self.unask = nn.Linear(read, c.num_attention_heads * width, bias=False)
 
     def forward(self, x):
         c = self.config
         batch, length = x.shape[:2]
-        asked = self.ask_sieve(self.ask(x))
-        q = self.unask(asked).view(batch, length, c.num_attention_heads, -1).transpose(1, 2)
-        plain, spun = q.split([c.plain_width, c.spun_width], -1)
+        raw = self.ask(x)
+        asked = self.ask_sieve(raw)
+        both = [raw, asked] if c.door == "raw first" else [asked, raw]
+        both[1] = 2.0 * both[1] if c.door == "scaled" else both[1]
+        read = torch.cat(both, -1) if c.door not in ("", "one latent") else asked
+        q = self.unask(read).view(batch, length, c.num_attention_heads, -1).transpose(1, 2)
+        plain, spun, gate = q.tensor_split([c.plain_width, c.plain_width + c.spun_width], -1)
         latent, shared = self.squeeze(x).split([c.memory_squeeze, c.spun_width], -1)
         both = self.spread(self.sieve(latent)).view(batch, length, c.num_attention_heads, -1)
         key, value = both.transpose(1, 2).split([c.plain_width, c.content_width], -1)
         shared = mla_fork.spin(shared[:, None], c).expand(-1, c.num_attention_heads, -1, -1)
         q, k = torch.cat([plain, mla_fork.spin(spun, c)], -1), torch.cat([key, shared], -1)
         scores = q @ k.transpose(2, 3) * (c.plain_width + c.spun_width) ** -0.5
-        weights = (scores + self.picker(x, asked)).softmax(-1)
-        return self.back((weights @ value).transpose(1, 2).flatten(2))
+        weights = (scores + self.picker(x, raw if c.door == "raw index" else asked)).softmax(-1)
+        seen = weights @ (value * gate.sigmoid() if c.door == "before" else value)
+        if c.door not in ("", "before"):
+            seen = seen * (gate.tanh() if c.door == "tanh" else gate.sigmoid())
+        return self.back(seen.transpose(1, 2).flatten(2))
 
 
 class PickForCausalLM(mla_fork.LatentForCausalLM):

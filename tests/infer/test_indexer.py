@@ -104,3 +104,23 @@ def test_a_fork_with_names_of_its_own() -> None:
 def test_other_choices_have_no_label(trick: str, match: str) -> None:
     with pytest.raises(Refused, match=f"attention: keys are chosen by the tokens.*{match}"):
         fork(trick=trick, num_hidden_layers=2)
+
+
+def test_queries_from_both_latents_and_a_gate_beside_them() -> None:
+    spec = fork(door="both")
+    attention = spec.layer.attention
+    assert attention.mla is not None and attention.mla.raw_latent
+    gate = attention.output_gate
+    assert gate is not None and gate.beside_queries
+    assert (gate.activation, gate.width) == ("sigmoid", "full")
+    plan = plan_port(spec, port_names(spec, None, None), "1.2")
+    assert (plan.answers["latent_raw"], plan.answers["latent_gate"]) == (True, True)
+    assert plan.support.level.name == "reference"
+
+
+@pytest.mark.parametrize("door", ["raw first", "raw index", "before"])
+def test_other_latents_and_gates_are_refused(door: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        spec = fork(door=door)
+        plan_port(spec, port_names(spec, None, None), "1.2")
+    assert refusal.value.axis.startswith("attention")

@@ -119,10 +119,8 @@ def test_a_fork_with_names_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("trick", "match"),
     [
-        ("scaled latent", "attention: .*latent does not pass exactly one norm"),
         ("latent without norm", "attention: .*latent does not pass exactly one norm"),
         ("own shared key", "attention: .*have projections of their own"),
-        ("normed shared key", "attention: .*keys are made from 2 values"),
         ("spun first", "attention: .*in the order plain, rotated"),
         ("scale", "attention.scale: scores are scaled by .* make"),
     ],
@@ -130,6 +128,16 @@ def test_a_fork_with_names_of_its_own() -> None:
 def test_forms_without_a_label(trick: str, match: str) -> None:
     with pytest.raises(Refused, match=match):
         fork(trick=trick)
+
+
+def test_what_happens_to_latents_besides_their_norms() -> None:
+    spec = fork(trick="scaled latent")
+    mla = latents(spec)
+    assert mla.kv_scale is not None and mla.kv_scale.expr == "1.7"
+    assert mla.q_scale is None and mla.rope_norm is None
+    mla = latents(fork(trick="normed shared key"))
+    assert mla.rope_norm is not None and mla.rope_norm.eps.expr == "config.fuzz"
+    assert mla.kv_scale is None
 
 
 @pytest.mark.parametrize("trick", ["shared key first", "value before key"])

@@ -52,10 +52,20 @@ def test_a_bias_on_the_logits_is_told_from_one_on_the_scores() -> None:
     assert (moe.routing.scores, moe.routing.epsilon) == ("topk_sigmoid", 1e-6)
 
 
+@pytest.mark.parametrize(("trick", "fill"), [("zero", "zero"), ("-inf", "lowest")])
+def test_what_experts_of_other_groups_count_as(trick: str, fill: str) -> None:
+    raw = crowd(crowd=f"groups masked to {trick}")
+    seen = observe(raw, CLASSES.config_class, CLASSES.model_class, seed=0)
+    moe = seen.layers[0].moe
+    assert moe is not None
+    assert (moe.routing.num_groups, moe.routing.top_groups) == (2, 1)
+    assert (moe.routing.group_score, moe.routing.group_fill) == ("max", fill)
+
+
 @pytest.mark.parametrize(
     "trick",
     ["identity", "state", "content", "softmax of squares", "bias on squares",
-     "groups masked to zero", "length", "softplus experts", "token before", "carried"],
+     "groups masked to -1", "length", "softplus experts", "token before", "carried"],
 )  # fmt: skip
 def test_what_has_no_label_is_refused(trick: str) -> None:
     with pytest.raises(Refused) as caught:

@@ -154,18 +154,9 @@ def test_layers_of_other_widths_are_refused() -> None:
         check_uniform(replace(seen, layers=(seen.layers[0], odd)))
 
 
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LATENT = {
-    "kv_lora_rank": 16, "q_lora_rank": 24, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
-    "v_head_dim": 16, "n_routed_experts": 4, "n_group": 1, "topk_group": 1,
-    "num_key_value_heads": 4,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("model_type", "axis", "changes"),
     [
-        ("axk2", "attention", {**LATENT, **EXPERTS, "index_topk": 5}),
         ("diffllama", "attention", {}),
         ("doge", "attention", {}),
         ("mamba", "attention", {"num_hidden_layers": 2}),

@@ -179,7 +179,7 @@ def _read_latent(layer: Layer, scores: Scores, heads: int) -> AttentionFacts:
         raise _refused(layer, "blocks of keys are chosen by the tokens, and there are latents")
     found = read_latent(layer, scores.query, scores.key, heads)
     bias = bias_kind(layer, scores.biases)
-    output = read_output(layer, heads, found.input)
+    output = read_output(layer, heads, found.input, found.query.linear)
     window, chunked = read_window(layer, scores.choice)
     return AttentionFacts(
         heads=heads,
@@ -220,7 +220,8 @@ def _indexer(layer: Layer, choice: Choice | None, found: LatentAttention) -> Ind
         return None
     if found.mla.q_norm is None:
         raise _refused(layer, "keys are chosen by the tokens, and queries have no latent")
-    latent = strip(found.query.linear.input)
+    latent = found.mla.q_latent
+    assert latent is not None
     amplitude = (found.scales[0] / found.scales[1]) ** 0.5
     return read_indexer(layer, choice, found.rope, latent, found.input, amplitude)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class AttentionCall:
         scale: The factor on q.k.
         softcap: c of ``c * tanh(scores / c)``, or None.
         mask: Which keys a query sees, or None where it is not told.
+        products: (width, number) of each product with a number since the last layer's call.
     """
 
     heads: int
@@ -42,6 +43,7 @@ class AttentionCall:
     scale: float
     softcap: float | None
     mask: Mask | None
+    products: tuple[tuple[int, float], ...] = ()
 
     def first_key(self, position: int) -> int:
         """The first key that the query at `position` sees, all behind it being seen too.
@@ -102,9 +104,15 @@ def attention_calls(config: Any, classes: HFClasses, layers_name: str) -> tuple[
         config.dtype = torch.float32  # a config whose model was saved has a name there
         model = build_meta_model(config, classes).eval()
         names = {module: name for name, module in model.named_modules()}
-        with _registered(lambda module, call: found.setdefault(names[module], []).append(call)):
+        without_values = _WithoutValues()
+
+        def seen(module: Any, call: AttentionCall) -> None:
+            products = tuple(without_values.taken_products())
+            found.setdefault(names[module], []).append(replace(call, products=products))
+
+        with _registered(seen):
             model.config._attn_implementation = _NAME
-            _run(model)
+            _run(model, without_values)
     except Exception as error:  # the class's own code raises whatever it likes
         raise NotTold(f"the class does not run without values: {one_line(error)}") from error
     layers = len(model.get_submodule(layers_name))
@@ -120,8 +128,8 @@ def _only_call(found: dict[str, list[AttentionCall]], layer: str) -> AttentionCa
     return calls[0]
 
 
-def _run(model: Any) -> None:
-    with torch.device("meta"), torch.no_grad(), _without_autocast(), _WithoutValues():
+def _run(model: Any, without_values: TorchDispatchMode) -> None:
+    with torch.device("meta"), torch.no_grad(), _without_autocast(), without_values:
         tokens = torch.zeros((1, _TOKENS), dtype=torch.long)
         # a mask of padding tells the class not to look into the positions for packed sequences
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
@@ -142,8 +150,17 @@ class _WithoutValues(TorchDispatchMode):
     """Answers what a tensor without values is asked for: zero, and no place that is not zero.
 
     So a test of the sequence's length takes its branch for short ones, and a loop over the
-    experts that were chosen has none to run.
+    experts that were chosen has none to run. Products with a number are noted.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._products: list[tuple[int, float]] = []
+
+    def taken_products(self) -> list[tuple[int, float]]:
+        """(width, number) of each product since the last time."""
+        taken, self._products = self._products, []
+        return taken
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
@@ -152,6 +169,8 @@ class _WithoutValues(TorchDispatchMode):
             return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
         if name == "aten::nonzero" and args[0].is_meta:
             return torch.empty((0, args[0].dim()), dtype=torch.long, device="meta")
+        if name == "aten::mul" and isinstance(args[1], float) and args[0].dim():
+            self._products.append((args[0].shape[-1], args[1]))
         return func(*args, **(kwargs or {}))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trtllm_scaffold.errors import InputError
+from trtllm_scaffold.infer.layer_configs import opened
 from trtllm_scaffold.infer.normalize import both_spellings
 from trtllm_scaffold.sources.hf_class import HFClasses
 
@@ -20,7 +21,7 @@ def build_config(raw: Mapping[str, Any], classes: HFClasses) -> Any:
         InputError: The class rejects the values.
     """
     try:
-        return classes.config_class.from_dict(copy.deepcopy(spelled(raw, classes)))
+        return opened(classes.config_class.from_dict(copy.deepcopy(spelled(raw, classes))))
     except Exception as error:  # HF classes raise whatever a hostile value provokes
         raise InputError(
             f"{classes.config_class.__name__} rejects the configuration: {one_line(error)}",

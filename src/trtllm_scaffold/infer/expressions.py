@@ -70,5 +70,6 @@ WITH_INTEGER = (
 COMBINED = (
     Form("config.{0} * config.{1}", lambda a, b: a * b, True),
     Form("config.{0} / config.{1}", _ratio, False),
+    Form("(config.{0} / config.{1}) ** 0.5", lambda a, b: _power(_ratio(a, b) or 0, 0.5), False),
     Form("config.{0} / config.{1} ** 0.5", lambda a, b: _ratio(a, abs(b) ** 0.5), False),
 )

@@ -48,6 +48,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "index_n_heads": ("index_n_heads",),
     "index_block_size": ("index_block_size",),
     "index_topk_blocks": ("index_topk_blocks",),
+    "norm_gate_rank": ("gated_norm_rank",),
 }
 
 ROLE_OF = {key: role for role, keys in SYNONYMS.items() for key in keys}

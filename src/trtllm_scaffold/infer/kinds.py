@@ -23,6 +23,8 @@ from trtllm_scaffold.spec import Quantity
 
 _WINDOW = ("attention.window", "attention.chunked")
 _HEADS = ("attention.num_attention_heads", "attention.num_key_value_heads", "attention.sinks")
+#: What may differ besides, where layers have latents.
+_LATENT = ("attention.head_dim", "attention.latent_widths", "attention.latent_factors")
 _ROTATION = (
     *_HEADS,
     "attention.indexer",
@@ -32,6 +34,7 @@ _ROTATION = (
     "position.style",
     "position.direction",
     "position.rope",
+    *_LATENT,
 )
 _NORMS = ("block.norms", *(f"block.{name}" for name in COEFFICIENTS))
 _FORM = ("mlp.form",)
@@ -64,6 +67,7 @@ class Kind:
         window_picks: A layer with the same window.
         block_picks: A layer with the same norms.
         mlp_picks: A layer with experts, or one without, as this kind.
+        layers: The real layers of this kind.
         condition: The Python condition over ``config`` and ``layer_idx``; empty where all
             layers are of this kind.
     """
@@ -73,6 +77,7 @@ class Kind:
     block_picks: tuple[int, ...]
     mlp_picks: tuple[int, ...]
     condition: str = ""
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ def check_uniform(observation: Observation) -> None:
     fewer = len({f["block.norms"] for f in facts}) > 1
     for layer, found in zip(observation.layers[1:], facts[1:], strict=True):
         for fact, value in found.items():
-            if value == first[fact] or fact in MAY_VARY or (fewer and fact in _PLAIN_NORMS):
+            varies = fact in MAY_VARY and (fact not in _LATENT or layer.attention.mla is not None)
+            if value == first[fact] or varies or (fewer and fact in _PLAIN_NORMS):
                 continue
             raise Refused(
                 fact.split(".")[0],
@@ -177,6 +183,7 @@ def layer_pattern(
             block_picks=_picks(signature, seen, _NORMS),
             mlp_picks=_picks(signature, seen, _FORM),
             condition=_condition(used, rows, layers, number),
+            layers=tuple(i for i, kind in enumerate(layers) if kind == number),
         )
         for number, signature in enumerate(distinct)
     )

@@ -71,6 +71,7 @@ def norm_label(norm: NormFacts) -> str:
     parts += ["1+w"] if norm.plus_one else []
     parts += ["without weight"] if norm.weight is None else []
     parts += ["with bias"] if norm.bias is not None else []
+    parts += ["gated"] if norm.gate is not None else []
     return " ".join(parts)
 
 
@@ -100,6 +101,7 @@ def _gate_label(gate: GateFacts | None) -> str | None:
         return None
     bias = " with bias" if gate.spec.bias else ""
     bias += " and a bias per head" if gate.spec.head_bias else ""
+    bias += ", beside queries" if gate.beside_queries else ""
     return f"{gate.activation}, {gate.width}{bias}"
 
 
@@ -113,6 +115,7 @@ def layer_facts(facts: LayerFacts) -> dict[str, Label]:
         "attention.value_dim": attention.value_dim,
         "attention.value_factor": _short(attention.value_scale),
         "attention.latent_widths": None if attention.mla is None else latent_widths(attention.mla),
+        "attention.latent_factors": _latent_factors(attention.mla),
         **_index_numbers(attention),
         "attention.scale": _short(attention.scale),
         "attention.softcap": _short(attention.softcap),
@@ -139,6 +142,10 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
     attention, mlp, block = facts.attention, facts.mlp, facts.block
     norms = {
         place.removesuffix("_norm"): norm_name(facts.layer, norm)
+        for place, norm in block.norms.items()
+    }
+    gates = {
+        place.removesuffix("_norm"): "" if norm.gate is None else " gated"
         for place, norm in block.norms.items()
     }
     qk_norm = None
@@ -169,7 +176,7 @@ def _layer_structure(facts: LayerFacts) -> dict[str, Label]:
         "position.score_bias": attention.score_bias,
         "position.alibi": None if attention.alibi is None else str(attention.alibi.scaled),
         "norm.kind": ", ".join(dict.fromkeys(norm_label(n) for n in block.norms.values())),
-        "block.norms": ", ".join(f"{place} {name}" for place, name in norms.items()),
+        "block.norms": ", ".join(f"{place} {name}{gates[place]}" for place, name in norms.items()),
         "block.parallel": block.parallel,
         "block.residual": "normed" if block.residual_after_norm else "plain",
         "block.attention_coefficient": _presence(not is_one(block.attention_coefficient)),
@@ -217,6 +224,7 @@ def _moe_structure(facts: LayerFacts) -> dict[str, Label]:
         "moe.logit_bias": bool(moe.parts.router.bias),
         "moe.selection_bias": routing.biased,
         "moe.groups": routing.group_score if routing.num_groups > 1 else None,
+        "moe.group_fill": routing.group_fill if routing.num_groups > 1 else None,
         "moe.epsilon": _presence(routing.epsilon != 0.0),
         "moe.floor": _presence(routing.floor != 0.0),
         "moe.scaling": _presence(not is_one(routing.scaling)),
@@ -252,7 +260,13 @@ def latent_label(mla: MlaFacts) -> str:
     linears = {"q_a": mla.q_a, "kv_a": mla.kv_a}
     biased = [name for name, linear in linears.items() if linear is not None and linear.bias]
     query = "" if mla.q_norm is None else f"of queries ({norm_label(mla.q_norm)}) and "
-    return f"{query}of keys and values ({norm_label(mla.kv_norm)}), biases: {biased or 'none'}"
+    query += "before that norm too, " if mla.raw_latent else ""
+    factors = {"queries": mla.q_factor, "keys and values": mla.kv_factor}
+    scaled = [name for name, factor in factors.items() if not is_one(factor)]
+    parts = [f"{query}of keys and values ({norm_label(mla.kv_norm)})"]
+    parts += [f"scaled: {', '.join(scaled)}"] if scaled else []
+    parts += [] if mla.rope_norm is None else [f"shared key normed ({norm_label(mla.rope_norm)})"]
+    return ", ".join([*parts, f"biases: {biased or 'none'}"])
 
 
 def _indexer_label(attention: AttentionFacts) -> str | None:
@@ -276,6 +290,10 @@ def _index_numbers(attention: AttentionFacts) -> dict[str, Label]:
     else:
         return {}
     return {"attention.index_widths": label}
+
+
+def _latent_factors(mla: MlaFacts | None) -> str | None:
+    return None if mla is None else f"{_short(mla.q_factor)} and {_short(mla.kv_factor)}"
 
 
 def latent_widths(mla: MlaFacts) -> str:

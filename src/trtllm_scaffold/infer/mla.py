@@ -9,6 +9,13 @@ import torch
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear, strip
 from trtllm_scaffold.infer.graph import ReplayError, Value
+from trtllm_scaffold.infer.latents import (
+    SharedPart,
+    normed_latent,
+    query_latent,
+    refused,
+    shared_part,
+)
 from trtllm_scaffold.infer.layers import Layer
 from trtllm_scaffold.infer.matrices import matrices
 from trtllm_scaffold.infer.norm import NormFacts
@@ -16,6 +23,7 @@ from trtllm_scaffold.infer.position import RopeFacts, read_rope
 from trtllm_scaffold.infer.segments import Chain, follow, sources
 
 _EXACT = 1e-6
+_NO_COLUMNS = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,9 +34,13 @@ class MlaFacts:
         nope, rope, value: Widths of a head's plain part, its rotated part and its value.
         q_a, q_norm: The projection to the query's latent and its norm; None without one.
         q_a_columns: [q_lora_rank] columns that the query's latent is made of.
+        q_latent: The normed latent of queries; None without one.
+        raw_latent: Queries are projected from that and the latent before its norm, in this order.
         kv_a: The projection to the latent and the shared key.
         kv_norm: The latent's norm.
         latent_columns, rope_columns: Columns of `kv_a` that hold either.
+        q_factor, kv_factor: What the normed latents are multiplied by.
+        rope_norm: The norm on the shared key before its rotation, or None.
     """
 
     nope: int
@@ -41,6 +53,11 @@ class MlaFacts:
     kv_norm: NormFacts
     latent_columns: torch.Tensor
     rope_columns: torch.Tensor
+    q_factor: float = 1.0
+    kv_factor: float = 1.0
+    rope_norm: NormFacts | None = None
+    q_latent: Value | None = None
+    raw_latent: bool = False
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -74,15 +91,17 @@ class _Key:
     """One head's entries of the key operand, in its order, and where they come from.
 
     Attributes:
+        expansion: What makes the plain part.
+        part: What makes the part that all heads share: a projection, or the norm on it.
         plain, turned: Places of the operand that hold the plain and the rotated part.
         columns: [heads, plain]: columns of the expansion.
-        shared: [turned]: columns of the projection that all heads share.
+        shared: [turned]: columns of `part`.
         factors: [width] at position 0.
         rotation: [sequence, turned, turned] of the shared part.
     """
 
     expansion: Linear
-    projection: Linear
+    part: SharedPart
     plain: torch.Tensor
     turned: torch.Tensor
     columns: torch.Tensor
@@ -109,24 +128,30 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
     rope = _read_rope(layer, q, k)
     scales = _scales(layer, q, k)
     _check_value(layer, q, v)
-    latent, kv_norm = _normed_input(layer, k.expansion, "latent")
-    kv_a, latent_columns = _columns(layer, latent, "latent")
-    if kv_a is not k.projection:
-        raise _refused(layer, "the latent and the shared key have projections of their own")
-    q_a, q_norm, q_a_columns, source = _query_latent(layer, q)
+    latent = normed_latent(layer, strip(k.expansion.input), "latent")
+    q_latent = query_latent(layer, q)
+    source = q.linear.input if q_latent is None else q_latent.projection.input
+    kv_a, source = latent.projection, strip(source)
+    if kv_a is not k.part.projection:
+        raise refused(layer, "the latent and the shared key have projections of their own")
     if strip(kv_a.input) is not source:
-        raise _refused(layer, "queries and latents are projected from different values")
+        raise refused(layer, "queries and latents are projected from different values")
     mla = MlaFacts(
         nope=len(k.plain),
         rope=len(k.turned),
         value=v.columns.shape[1],
-        q_a=q_a,
-        q_norm=q_norm,
-        q_a_columns=q_a_columns,
+        q_a=None if q_latent is None else q_latent.projection,
+        q_norm=None if q_latent is None else q_latent.norm,
+        q_a_columns=_NO_COLUMNS if q_latent is None else q_latent.columns,
         kv_a=kv_a,
-        kv_norm=kv_norm,
-        latent_columns=latent_columns,
-        rope_columns=k.shared.sort().values,
+        kv_norm=latent.norm,
+        latent_columns=latent.columns,
+        rope_columns=k.part.columns[k.shared.sort().values],
+        q_factor=1.0 if q_latent is None else q_latent.factor,
+        kv_factor=latent.factor,
+        rope_norm=k.part.norm,
+        q_latent=None if q_latent is None else q_latent.value,
+        raw_latent=q_latent is not None and q_latent.with_raw,
     )
     plain = Chain(key, k.expansion, None, None, [], k.columns)
     return LatentAttention(mla, q, plain, v, scales, rope, source)
@@ -134,11 +159,11 @@ def read_latent(layer: Layer, query: Value, key: Value, heads: int) -> LatentAtt
 
 def _check_value(layer: Layer, query: Chain, value: Chain) -> None:
     if bool(((value.factors - 1.0).abs() > _EXACT).any()):
-        raise _refused(layer, "values are multiplied by a constant")
+        raise refused(layer, "values are multiplied by a constant")
     if any(chain.norm is not None or chain.clip is not None for chain in (query, value)):
-        raise _refused(layer, "heads of queries or values are normed or clipped")
+        raise refused(layer, "heads of queries or values are normed or clipped")
     if any(rotation is not None for rotation in value.rotations):
-        raise _refused(layer, "the value is rotated by position")
+        raise refused(layer, "the value is rotated by position")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -148,66 +173,66 @@ class _Probe:
     layer: Layer
     operand: Value
     heads: int
-    projections: tuple[Linear, Linear]
+    parts: tuple[Value, Value]
 
-    def run(self, linear: Linear, values: torch.Tensor) -> torch.Tensor:
-        """[heads, sequence, width] of the first sequence, the other projection silent."""
+    def run(self, part: Value, values: torch.Tensor) -> torch.Tensor:
+        """[heads, sequence, width] of the first sequence, the other part silent."""
         graph = self.layer.graph
-        inputs = {lin.output: torch.zeros(lin.output.shape) for lin in self.projections}
-        inputs[linear.output] = values.expand(linear.output.shape)
+        inputs = {value: torch.zeros(value.shape) for value in self.parts}
+        inputs[part] = values.expand(part.shape)
         try:
             made = graph.replay(graph.path(list(inputs), self.operand), inputs, self.operand)
         except ReplayError as err:
             problem = "keys pass an in-place change that cannot be followed"
-            raise _refused(self.layer, problem) from err
+            raise refused(self.layer, problem) from err
         return made.unflatten(0, (graph.tokens.shape[0], self.heads))[0].transpose(-1, -2)
 
-    def columns(self, linear: Linear, factors: torch.Tensor) -> torch.Tensor:
+    def columns(self, part: Value, factors: torch.Tensor) -> torch.Tensor:
         """[heads, width]: the column that each entry holds at position 0, by its factor there."""
-        numbers = torch.arange(1, linear.rows + 1, dtype=torch.float32)
-        return (self.run(linear, numbers)[:, 0] / factors).nan_to_num(0.0).round().long() - 1
+        numbers = torch.arange(1, part.shape[-1] + 1, dtype=torch.float32)
+        return (self.run(part, numbers)[:, 0] / factors).nan_to_num(0.0).round().long() - 1
 
 
-def _projections(layer: Layer, operand: Value, expansion: Linear) -> tuple[Linear, Linear]:
-    """The expansion of the latent, and the projection that makes the shared part."""
+def _shared_part(layer: Layer, operand: Value, expansion: Linear) -> SharedPart:
+    """What makes the part of the keys that the expansion of the latent does not make."""
     found = sources(layer, operand)
-    linears = [layer.linears.get(value) for value in found]
-    other = [lin for lin in linears if lin is not None and lin is not expansion]
-    if len(found) != 2 or len(other) != 1 or expansion not in linears:
-        raise _refused(layer, f"keys are made from {len(found)} values, not from two projections")
-    return expansion, other[0]
+    others = [value for value in found if value is not expansion.output]
+    if len(found) != 2 or len(others) != 1:
+        raise refused(layer, f"keys are made from {len(found)} values, not from two projections")
+    return shared_part(layer, others[0])
 
 
 def _read_key(layer: Layer, operand: Value, expansion: Linear, heads: int) -> _Key:
-    """Probe the key with one of its two projections at a time."""
-    expansion, projection = _projections(layer, operand, expansion)
-    probe = _Probe(layer, operand, heads, (expansion, projection))
-    alone = probe.run(expansion, torch.ones(expansion.rows))
-    one, two = alone[:, 0], probe.run(projection, torch.ones(projection.rows))[:, 0]
+    """Probe the key with one of its two parts at a time."""
+    part = _shared_part(layer, operand, expansion)
+    wide, narrow = expansion.output, part.output
+    probe = _Probe(layer, operand, heads, (wide, narrow))
+    alone = probe.run(wide, torch.ones(wide.shape[-1]))
+    one, two = alone[:, 0], probe.run(narrow, torch.ones(narrow.shape[-1]))[:, 0]
     plain, turned = (part[0] != 0 for part in (one, two))
     mixed = one[:, turned].any() or two[:, plain].any() or (plain == turned).any()
     if bool(mixed) or not (plain.any() and turned.any()):
-        raise _refused(layer, "an entry of the keys is made from both projections, or from none")
+        raise refused(layer, "an entry of the keys is made from both projections, or from none")
     if bool((alone != alone[:, :1]).any()) or bool((one != one[:1]).any()):
-        raise _refused(layer, "the plain part of the keys differs between heads or positions")
-    shared = probe.columns(projection, two)[:, turned]
+        raise refused(layer, "the plain part of the keys differs between heads or positions")
+    shared = probe.columns(narrow, two)[:, turned]
     if bool((shared != shared[:1]).any()) or bool((two != two[:1]).any()):
-        raise _refused(layer, "the rotated part of the keys differs between heads")
+        raise refused(layer, "the rotated part of the keys differs between heads")
     places = turned.nonzero().flatten()
     rotation = matrices(
-        lambda vector: probe.run(projection, vector)[0][:, places],
+        lambda vector: probe.run(narrow, vector)[0][:, places],
         shared[0],
-        projection.rows,
+        narrow.shape[-1],
         layer.graph.tokens.shape[1],
     )
     if rotation is None:
-        raise _refused(layer, "no part of the keys is rotated")
+        raise refused(layer, "no part of the keys is rotated")
     return _Key(
         expansion=expansion,
-        projection=projection,
+        part=part,
         plain=plain.nonzero().flatten(),
         turned=places,
-        columns=probe.columns(expansion, one)[:, plain],
+        columns=probe.columns(wide, one)[:, plain],
         shared=shared[0],
         factors=(one + two)[0],
         rotation=rotation,
@@ -218,7 +243,7 @@ def _read_rope(layer: Layer, query: Chain, key: _Key) -> RopeFacts:
     """The rotation, the same on the turned part of queries and keys; nothing else turns."""
     turning = [rotation for rotation in query.rotations if rotation is not None]
     if len(turning) != 1:
-        raise _refused(layer, f"queries are rotated {len(turning)} times")
+        raise refused(layer, f"queries are rotated {len(turning)} times")
     turned, plain, columns = key.turned, key.plain, query.columns[0]
     whole = turning[0]
     still = whole[:, plain][:, :, plain]
@@ -227,20 +252,20 @@ def _read_rope(layer: Layer, query: Chain, key: _Key) -> RopeFacts:
         or bool(whole[:, plain][:, :, turned].any())
         or bool(whole[:, turned][:, :, plain].any())
     ):
-        raise _refused(layer, "queries are rotated where keys are not")
+        raise refused(layer, "queries are rotated where keys are not")
     first = read_rope(layer, whole[:, turned][:, :, turned], columns[turned])
     second = read_rope(layer, key.rotation, key.shared)
     if not first.agrees(second):
         raise Refused("position", "queries and keys are rotated differently", where=layer.name)
     if first.dim != len(turned):
-        raise _refused(layer, "a part of the shared key is not rotated")
+        raise refused(layer, "a part of the shared key is not rotated")
     heads = query.columns - query.columns[:, :1]
     same = bool((heads == heads[:1]).all()) and bool((columns[plain].max() < columns[turned]).all())
     for mine, theirs in ((columns[turned], key.shared), (columns[plain], key.columns[0])):
         same = same and torch.equal(mine.argsort(), theirs.argsort())
     within = key.columns - key.columns[:, :1]
     if not same or not bool((within == within[:1]).all()):
-        raise _refused(layer, "the numbers of a head do not meet in the order plain, rotated")
+        raise refused(layer, "the numbers of a head do not meet in the order plain, rotated")
     return first
 
 
@@ -249,63 +274,5 @@ def _scales(layer: Layer, query: Chain, key: _Key) -> tuple[float, float]:
     product = query.factors[0].double() * key.factors.double()
     parts = product[key.turned], product[key.plain]
     if any(bool(((part - part.mean()).abs() > 1e-5 * part.abs()).any()) for part in parts):
-        raise _refused(layer, "dimensions of q and k are scaled differently")
+        raise refused(layer, "dimensions of q and k are scaled differently")
     return float(parts[0].mean()), float(parts[1].mean())
-
-
-def _normed_input(layer: Layer, linear: Linear, what: str) -> tuple[Value, NormFacts]:
-    """What goes into the norm whose output `linear` is applied to."""
-    call = layer.norms.at(strip(linear.input))
-    if call is None:
-        raise _refused(layer, f"the {what} does not pass exactly one norm")
-    return call.input, call.facts
-
-
-def _query_latent(
-    layer: Layer, query: Chain
-) -> tuple[Linear | None, NormFacts | None, torch.Tensor, Value]:
-    """The query's latent: projection, norm, columns; and what it is projected from."""
-    source = strip(query.linear.input)
-    if source is layer.input or not _is_latent(layer, source):
-        return None, None, torch.empty(0, dtype=torch.long), source
-    value, norm = _normed_input(layer, query.linear, "query's latent")
-    q_a, columns = _columns(layer, value, "query's latent")
-    return q_a, norm, columns, strip(q_a.input)
-
-
-def _is_latent(layer: Layer, value: Value) -> bool:
-    """Whether a value is made from a projection of the layer, not from its input alone."""
-    stop = [layer.input, *layer.linears]
-    return any(parent in layer.linears for parent in layer.graph.ancestors(value, stop))
-
-
-def _columns(layer: Layer, value: Value, what: str) -> tuple[Linear, torch.Tensor]:
-    """The projection that `value` holds columns of, and which, unchanged and in order."""
-    made_from = [v for v in sources(layer, value) if v in layer.linears]
-    if value in layer.linears:
-        made_from = [value]
-    if len(made_from) != 1:
-        raise _refused(layer, f"the {what} is made from {len(made_from)} projections")
-    linear = layer.linears[made_from[0]]
-    numbers = torch.arange(linear.rows, dtype=torch.float32).expand(linear.output.shape)
-    path = layer.graph.path([linear.output], value)
-    try:
-        moved = layer.graph.replay(path, {linear.output: numbers}, value)
-    except ReplayError as err:
-        raise _refused(layer, f"the {what} passes a change that cannot be followed") from err
-    rows = moved.flatten(0, -2)
-    columns = rows[0].round().long()
-    if bool((rows != columns).any()) or not torch.equal(
-        columns, torch.arange(len(columns)) + columns[0]
-    ):
-        raise _refused(layer, f"the {what} does not hold numbers side by side")
-    return linear, columns
-
-
-def _refused(layer: Layer, problem: str) -> Refused:
-    return Refused(
-        "attention",
-        f"its latents have no label: {problem}",
-        where=layer.name,
-        hint="multi-head latent attention with one norm on each latent is expressed",
-    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.indexer import IndexerFacts
 from trtllm_scaffold.infer.keys import SYNONYMS
+from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.rope import yarn_magnitude
@@ -52,9 +53,11 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         raise Refused("attention.scale", f"latent attention whose scale is {scale_form}")
     first = builder.first.attention
     has_query = read(builder.observations[0]).q_a is not None
+    q_rank = width("q_lora_rank", "q_rank") if has_query else None
+    kv_rank = width("kv_lora_rank", "kv_rank")
     return MlaSpec(
-        q_lora_rank=width("q_lora_rank", "q_rank") if has_query else None,
-        kv_lora_rank=width("kv_lora_rank", "kv_rank"),
+        q_lora_rank=q_rank,
+        kv_lora_rank=kv_rank,
         qk_nope_head_dim=width("qk_nope_head_dim", "nope"),
         qk_rope_head_dim=width("qk_rope_head_dim", "rope"),
         v_head_dim=width("v_head_dim", "value"),
@@ -63,7 +66,21 @@ def build_mla(builder: Builder, scale_form: str) -> MlaSpec:
         biases=_biases(first),
         magnitude=_magnitude(builder),
         indexer=None if first.choice is None else _indexer(builder),
+        q_scale=_factor(builder, "q", q_rank, lambda o: read(o).q_factor),
+        kv_scale=_factor(builder, "kv", kv_rank, lambda o: read(o).kv_factor),
+        rope_norm=builder.optional_norm("attention.k_rope_norm.eps", lambda o: read(o).rope_norm),
+        raw_latent=read(builder.observations[0]).raw_latent,
     )
+
+
+def _factor(
+    builder: Builder, which: str, rank: Quantity | None, read: Callable[[Observation], float]
+) -> Quantity | None:
+    """The factor on a normed latent, None for 1."""
+    if rank is None or all(is_one(read(observation)) for observation in builder.observations):
+        return None
+    root = f"(config.hidden_size / {rank.expr}) ** 0.5"
+    return builder.fit(f"attention.{which}_scale", read, hints=(root,))
 
 
 def _indexer(builder: Builder) -> IndexerSpec:

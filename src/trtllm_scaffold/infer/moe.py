@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -13,12 +14,17 @@ from trtllm_scaffold.infer.moe_block import EXACT, Block, MoeFacts, difference, 
 from trtllm_scaffold.infer.record import record_module
 from trtllm_scaffold.infer.routed import Routed
 from trtllm_scaffold.infer.router_fit import weights_on_input, weights_on_output
+from trtllm_scaffold.infer.routing import Seen, allows
+from trtllm_scaffold.infer.solve import solve_weights
 
 __all__ = ["MoeFacts", "explains", "read_block", "read_moe"]
 
 #: Tokens of the recorded call, of the fit, of the final comparison, and of that of a layer that
 #: is like another.
 _TRACED, _FITTED, _COMPARED, _REPEATED = 192, 2048, 4096, 128
+#: Taken from a selection bias, so that many a score for the choice, or all, are negative.
+_LOWERED = (0.5, 3.0)
+_FILLS: tuple[Literal["lowest", "zero"], ...] = ("lowest", "zero")
 _SPREAD = 0.05  # of a selection bias beside which every expert is chosen by some token
 
 
@@ -69,6 +75,8 @@ def read_block(module: nn.Module, name: str, width: int) -> MoeFacts:
     with block.changed(_balanced(block, record_module(module, traced), x)):
         parts = read_parts(record_module(module, traced), name)
         found = weights_on_output(block, parts, x) or weights_on_input(block, parts, x)
+        if found is not None:
+            found = _with_group_fill(found, block, x)
     if found is None:
         raise refused(name, "its output is no weighted sum of its experts' outputs")
     facts = replace(found, compared=_COMPARED)
@@ -76,6 +84,30 @@ def read_block(module: nn.Module, name: str, width: int) -> MoeFacts:
     if error > EXACT:
         raise refused(name, f"the formula found misses its output by {error:.1g}")
     return facts
+
+
+def _with_group_fill(facts: MoeFacts, block: Block, x: torch.Tensor) -> MoeFacts:
+    """The formula with what experts of other groups count as, seen where a bias is negative.
+
+    Raises:
+        Refused: They are neither left for the last, nor count as 0.0.
+    """
+    bias = facts.parts.selection_bias
+    if facts.routing.num_groups == 1 or bias is None:
+        return facts  # scores are not negative
+    guesses = [replace(facts.routing, group_fill=fill) for fill in _FILLS]
+    for lowered in _LOWERED:
+        with block.changed({bias: block.held[bias] - lowered}):
+            solved = solve_weights(block, facts.parts, x)
+            if solved is None:
+                break
+            logits = block.logits(facts.parts, x)
+            seen = Seen(logits, solved[0], block.selection_bias(facts.parts))
+            guesses = [guess for guess in guesses if allows(guess, seen)]
+    else:
+        if len(guesses) == 1:
+            return replace(facts, routing=guesses[0])
+    raise refused(block.name, "what experts of other groups count as is neither last nor 0.0")
 
 
 def _recorded(facts: MoeFacts, routed: Routed) -> float:

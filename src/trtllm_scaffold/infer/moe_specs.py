@@ -105,6 +105,7 @@ class FeedForwardBuilder:
             if grouped
             else None,
             group_score=routing.group_score,
+            group_fill=routing.group_fill,
             scaling=self._optional(
                 "moe.scaling", lambda f: _present(f.moe).routing.scaling, is_one(routing.scaling)
             ),

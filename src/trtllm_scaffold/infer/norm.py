@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from trtllm_scaffold.infer.gated_norm import NormGateFacts, gated
 from trtllm_scaffold.infer.graph import Call, Graph, Value
 
 _LARGE = 100.0  # an amplitude at which eps is nothing
@@ -27,6 +28,7 @@ class NormFacts:
         weight_shape: Shape of the weight, () without one.
         by_head: Full parameter names of the weights, where each head has a module of its own;
             `weight` is the first of them then.
+        gate: The gate on its output, or None.
     """
 
     name: str
@@ -37,6 +39,7 @@ class NormFacts:
     plus_one: bool
     weight_shape: tuple[int, ...]
     by_head: tuple[str, ...] = ()
+    gate: NormGateFacts | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +71,8 @@ class NormReader:
             return None
         key = id(call.module)
         if key not in self._known:
-            self._known[key] = classify(call.module, call.input.shape, call.name)
+            found = classify(call.module, call.input.shape, call.name)
+            self._known[key] = found or _gated(call.module, call.input.shape, call.name)
         return self._known[key]
 
 
@@ -105,6 +109,19 @@ def classify(module: nn.Module, shape: tuple[int, ...], name: str = "") -> NormF
                     plus_one=plus_one,
                     weight_shape=() if weight is None else tuple(parameters[weight].shape),
                 )
+    return None
+
+
+def _gated(module: nn.Module, shape: tuple[int, ...], name: str) -> NormFacts | None:
+    """The one norm inside `module` with a gate on its output, or None for another module."""
+    if len(list(module.parameters())) > 4:  # not a whole layer, which would run for each part
+        return None
+    for key, child in module.named_modules():
+        if child is module:
+            continue
+        inner = classify(child, shape, f"{name}.{key}")
+        if inner is not None:
+            return gated(module, shape, name, (key, inner))
     return None
 
 

@@ -23,6 +23,9 @@ _GATES: dict[Literal["sigmoid", "softplus"], Callable[[torch.Tensor], torch.Tens
 }
 _TOLERANCE = 1e-4
 
+#: What a gate may be computed from: the attention's input, or the projection of queries.
+_Origins = tuple[Value, Linear | None]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GateFacts:
@@ -33,6 +36,7 @@ class GateFacts:
         linear: What it is computed by.
         columns: [heads, head_dim or 1] columns of it.
         head_bias: Name of the parameter [heads] whose entries are added to each head's columns.
+        beside_queries: Its linear is that of queries, which reads their latent.
     """
 
     activation: Literal["sigmoid", "softplus"]
@@ -40,12 +44,14 @@ class GateFacts:
     linear: Linear
     columns: torch.Tensor
     head_bias: str | None = None
+    beside_queries: bool = False
 
     @property
     def spec(self) -> GateSpec:
         """What the spec says of it."""
         bias = self.linear.bias is not None
-        return GateSpec(self.activation, self.width, bias, self.head_bias is not None)
+        own = self.head_bias is not None
+        return GateSpec(self.activation, self.width, bias, own, self.beside_queries)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,13 +81,16 @@ class _Step:
     factor: Value | None = None
 
 
-def read_output(layer: Layer, heads: int, attention_input: Value) -> OutputFacts:
+def read_output(
+    layer: Layer, heads: int, attention_input: Value, query: Linear | None = None
+) -> OutputFacts:
     """Read what happens to the heads' outputs.
 
     Args:
         layer: The layer.
         heads: Query heads.
         attention_input: What q, k and v are projected from.
+        query: The projection of queries from a latent, beside which a gate may lie.
 
     Raises:
         Refused: Something between the heads and one last projection has no label.
@@ -105,7 +114,7 @@ def read_output(layer: Layer, heads: int, attention_input: Value) -> OutputFacts
             facts = replace(facts, norm=step.norm)
         elif step.factor is not None:
             factor = _by_head(layer, step.factor, places, heads)
-            facts = _with_factor(layer, facts, step.factor, factor, attention_input)
+            facts = _with_factor(layer, facts, step.factor, factor, (attention_input, query))
     if not _same_order(_moved(layer, places, current, found[0].input), beside):
         raise _refused(layer, "the output projection does not see the heads side by side")
     return facts
@@ -164,13 +173,13 @@ def _by_head(layer: Layer, factor: Value, places: torch.Tensor, heads: int) -> t
 
 
 def _with_factor(
-    layer: Layer, facts: OutputFacts, value: Value, factor: torch.Tensor, attention_input: Value
+    layer: Layer, facts: OutputFacts, value: Value, factor: torch.Tensor, origins: _Origins
 ) -> OutputFacts:
     """Label one factor. Sinks come first: they are part of the softmax."""
     first = facts.norm is None and facts.gate is None and facts.sinks is None
     if first and (sinks := _sinks(layer, value, factor)) is not None:
         return replace(facts, sinks=sinks)
-    gate = _gate(layer, value, factor, attention_input)
+    gate = _gate(layer, value, factor, origins)
     if gate is None or facts.gate is not None or facts.norm is not None:
         raise _refused(layer, "a factor on its heads' outputs is neither sinks nor one gate")
     return replace(facts, gate=gate)
@@ -190,9 +199,7 @@ def _sinks(layer: Layer, value: Value, factor: torch.Tensor) -> str | None:
     return None
 
 
-def _gate(
-    layer: Layer, value: Value, factor: torch.Tensor, attention_input: Value
-) -> GateFacts | None:
+def _gate(layer: Layer, value: Value, factor: torch.Tensor, origins: _Origins) -> GateFacts | None:
     """The linear layer and activation that yield the factor, each entry from one column."""
     stop = [layer.input, *layer.linears]
     sources = list(layer.graph.ancestors(value, stop))
@@ -201,7 +208,8 @@ def _gate(
     if len(made_from) != 1 or len(added) > 1:
         return None
     linear = layer.linears[made_from[0]]
-    if strip(linear.input) is not attention_input:
+    attention_input, query = origins
+    if strip(linear.input) is not attention_input and linear is not query:
         return None
     heads = factor.shape[1]
     bias = torch.zeros(heads)
@@ -215,7 +223,10 @@ def _gate(
             continue
         width: Literal["full", "head"] = "head" if columns.shape[1] == 1 else "full"
         own = layer.graph.names[added[0]][0] if added else None
-        return None if own and width == "head" else GateFacts(name, width, linear, columns, own)
+        beside = linear is query
+        if own and (width == "head" or beside):
+            return None
+        return GateFacts(name, width, linear, columns, own, beside)
     return None
 
 

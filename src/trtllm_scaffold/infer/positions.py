@@ -172,8 +172,11 @@ def _rope(
     settings: Any,
 ) -> RopeSpec:
     by_observation = dict(zip(map(id, builder.observations), ropes, strict=True))
-    whole = "head_dim" if builder.first.attention.mla is None else "qk_rope_head_dim"
-    dim = builder.fit("position.rope.dim", lambda o: by_observation[id(o)].dim, hints=(whole,))
+    latent = builder.first.attention.mla is not None  # whose rotated part has a width of its own
+    fact, hint = "position.rope.dim", "head_dim"
+    if latent:
+        fact, hint = "attention.qk_rope_head_dim", "qk_rope_head_dim"
+    dim = builder.fit(fact, lambda o: by_observation[id(o)].dim, hints=(hint,))
     first = ropes[0]
     return RopeSpec(first.style, dim, theta, _scaling(settings), first.inverse, layer_type)
 

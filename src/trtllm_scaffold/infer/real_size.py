@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention_calls import AttentionCall, NotTold, attention_calls
+from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.rotation import score_scale
 from trtllm_scaffold.infer.tiny import SEQUENCE
 from trtllm_scaffold.infer.trace import LayerFacts, Observation
 from trtllm_scaffold.sources.hf_class import HFClasses
-from trtllm_scaffold.spec import AttentionSpec, ModelSpec, Quantity
+from trtllm_scaffold.spec import AttentionSpec, MlaSpec, ModelSpec, Quantity
 from trtllm_scaffold.spec.evidence import Evidence
 
+#: Facts about latents, in the order of `MlaFacts.ranks`.
+_LATENTS = ("q_scale", "kv_scale")
 _WHERE = "the real configuration's model on the meta device"
 _RTOL = 1e-5
 _MEASURED = 1e-3  # relative error of what a trace solved for
@@ -35,11 +38,13 @@ class _Said:
         numbers: By fact; None for a part that the layer has not.
         window: Its window, or None for all keys.
         chunked: See `AttentionSpec`.
+        latents: Width and factor of each latent by fact; the factor is None for 1.
     """
 
     numbers: dict[str, Number]
     window: int | None
     chunked: bool
+    latents: Mapping[str, tuple[Number, Number]] = field(default_factory=dict)
 
     def first_key(self, position: int) -> int:
         """The first key that the query at `position` sees."""
@@ -105,7 +110,20 @@ def _of_spec(attention: AttentionSpec, config: Any, index: int) -> _Said:
         {fact: _at(quantity, config, index) for fact, quantity in numbers.items()},
         None if window is None else int(_at(window, config, index) or 0),
         attention.chunked,
+        {
+            fact: (_at(width, config, index), _at(factor, config, index))
+            for fact, (width, factor) in _scaled(mla).items()
+        },
     )
+
+
+def _scaled(mla: MlaSpec | None) -> dict[str, tuple[Quantity, Quantity | None]]:
+    """Width and factor of each latent."""
+    if mla is None:
+        return {}
+    ranks, factors = (mla.q_lora_rank, mla.kv_lora_rank), (mla.q_scale, mla.kv_scale)
+    held = zip(_LATENTS, ranks, factors, strict=True)
+    return {fact: (rank, factor) for fact, rank, factor in held if rank is not None}
 
 
 def _at(quantity: Quantity | None, config: Any, index: int) -> Number:
@@ -113,7 +131,7 @@ def _at(quantity: Quantity | None, config: Any, index: int) -> Number:
     if quantity is None or "layer_idx" not in quantity.expr:
         return None if quantity is None else quantity.value
     names = {"config": config, "layer_idx": index}
-    found: int | float = eval(quantity.expr, {"__builtins__": {}}, names)
+    found: int | float = eval(quantity.expr, {"__builtins__": {"str": str}}, names)
     return found
 
 
@@ -127,7 +145,12 @@ def _of_trace(layer: LayerFacts, config: Any) -> _Said:
         "scale": score_scale(config, attention),
         "softcap": attention.softcap,
     }
-    return _Said(numbers, attention.window, attention.chunked)
+    latents: dict[str, tuple[Number, Number]] = {}
+    if mla is not None:
+        factors = [None if is_one(f) else f for f in (mla.q_factor, mla.kv_factor)]
+        held = zip(_LATENTS, mla.ranks, factors, strict=True)
+        latents = {fact: (rank, factor) for fact, rank, factor in held if rank}
+    return _Said(numbers, attention.window, attention.chunked, latents)
 
 
 def _of_call(call: AttentionCall) -> dict[str, Number]:
@@ -180,6 +203,11 @@ def _differences(
         number = said.numbers[fact]
         if fact not in left_out and not _equal(number, seen, rtol):
             found[fact] = (_text(number), _text(seen))
+    for fact, (width, factor) in said.latents.items():
+        made = sorted({number for wide, number in call.products if wide == width})
+        alike = not made if factor is None else any(_equal(factor, n, rtol) for n in made)
+        if fact not in left_out and not alike:
+            found[fact] = (_text(factor), ", ".join(map(_text, made)) or "none")
     for position in () if "window" in left_out else positions:
         ours, theirs = said.first_key(position), call.first_key(position)
         if ours != theirs:
@@ -204,10 +232,14 @@ def _positions(said: Iterable[_Said], longest: int) -> tuple[int, ...]:
 
 def _shown(said: Sequence[_Said]) -> dict[str, str | int | float | None]:
     """Each fact of all layers; where they differ, every number and how many layers have it."""
-    rows = [{**layer.numbers, "window": layer.window} for layer in said]
+    factors = [{fact: factor for fact, (_, factor) in layer.latents.items()} for layer in said]
+    rows = [
+        {**layer.numbers, "window": layer.window, **scaled}
+        for layer, scaled in zip(said, factors, strict=True)
+    ]
     found: dict[str, str | int | float | None] = {}
     for fact in rows[0]:
-        values = [row[fact] for row in rows]
+        values = [row.get(fact) for row in rows]
         each = list(dict.fromkeys(values))
         counted = ", ".join(f"{_text(v)} in {values.count(v)}" for v in each)
         found[fact] = each[0] if len(each) == 1 else f"{counted} of {len(rows)} layers"

@@ -113,6 +113,7 @@ def _put_attention(table: dict[str, RoleLayout], attention: AttentionFacts) -> N
     if attention.mla is not None:
         norms["attention.kv_a_norm"] = attention.mla.kv_norm
         norms["attention.q_a_norm"] = attention.mla.q_norm
+        norms["attention.k_rope_norm"] = attention.mla.rope_norm
     if attention.indexer is not None:
         norms["attention.index_k_norm"] = attention.indexer.norm.facts
     if attention.block_indexer is not None:
@@ -237,7 +238,7 @@ def _layout(held: list[_Part], rows: int) -> Layout | None:
     if torch.equal(torch.cat([c.flatten() for c in columns]), torch.arange(rows)):
         return "whole" if len(held) == 1 else "rows"
     roles = {role for role, _ in held}
-    if roles == {"attention.k_b", "attention.v_b"}:
+    if roles in ({"attention.k_b", "attention.v_b"}, {"attention.q_b", "attention.gate"}):
         by_head = torch.cat(columns, 1)
         return "per_head" if torch.equal(by_head.flatten(), torch.arange(rows)) else None
     if not roles <= {"attention.q", "attention.k", "attention.v"}:
@@ -276,6 +277,10 @@ def _put_mlp(table: dict[str, RoleLayout], mlp: MlpFacts) -> None:
 def _put_norm(
     table: dict[str, RoleLayout], facts: NormFacts, role: str, *, per_layer: bool = True
 ) -> None:
+    if facts.gate is not None:
+        table[facts.gate.down] = RoleLayout((f"{role}.down.weight",), per_layer=per_layer)
+        table[facts.gate.up] = RoleLayout((f"{role}.up.weight",), per_layer=per_layer)
+        role = f"{role}.norm"
     for name, part in ((facts.weight, "weight"), (facts.bias, "bias")):
         if name is not None:
             table[name] = RoleLayout((f"{role}.{part}",), per_layer=per_layer)

@@ -28,6 +28,7 @@ class Routing:
     num_groups: int = 1
     top_groups: int = 1
     group_score: Literal["max", "top2_sum"] = "max"
+    group_fill: Literal["lowest", "zero"] = "lowest"
     scaling: float = 1.0
     epsilon: float = 0.0
     floor: float = 0.0
@@ -165,15 +166,35 @@ def _explains(routing: Routing, seen: Seen) -> bool:
 
 def _choose(routing: Routing, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Which experts are chosen [tokens, experts], and the distance from a tie [tokens]."""
+    scores, margin = _filled(routing, scores)
+    chosen, own = _largest(scores, routing.top_k)
+    return chosen, torch.minimum(margin, own)
+
+
+def _filled(routing: Routing, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores with those of groups that are left out replaced, and how far those are."""
     margin = torch.full(scores.shape[:1], float("inf"), dtype=scores.dtype)
     if routing.num_groups > 1:
         grouped = scores.unflatten(-1, (routing.num_groups, -1))
         best = grouped.topk(1 if routing.group_score == "max" else 2, -1).values.sum(-1)
         kept, margin = _largest(best, routing.top_groups)
         inside = kept.unsqueeze(-1).expand_as(grouped).flatten(-2)
-        scores = scores.masked_fill(~inside, float("-inf"))
-    chosen, own = _largest(scores, routing.top_k)
-    return chosen, torch.minimum(margin, own)
+        fill = 0.0 if routing.group_fill == "zero" else float("-inf")
+        scores = scores.masked_fill(~inside, fill)
+    return scores, margin
+
+
+def allows(routing: Routing, seen: Seen) -> bool:
+    """Whether the chosen experts are some top k of the scores, equal ones in any order."""
+    assert seen.selection_bias is not None
+    scores = _SCORES[routing.scores](seen.logits.double())
+    scores, margin = _filled(routing, scores + seen.selection_bias.double().flatten())
+    chosen = seen.weights != 0
+    least = scores.masked_fill(~chosen, float("inf")).amin(-1)
+    most = scores.masked_fill(chosen, float("-inf")).amax(-1)
+    clear = margin > _MARGIN
+    same_count = bool((chosen.sum(-1) == routing.top_k).all())
+    return same_count and bool((least >= most - _MARGIN)[clear].all())
 
 
 def _largest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,6 +31,7 @@ from trtllm_scaffold.infer.tiny_layers import (
     layer_rows,
 )
 from trtllm_scaffold.infer.tiny_moe import tiny_moe
+from trtllm_scaffold.infer.tiny_own import small_unnamed
 from trtllm_scaffold.infer.tiny_rope import tiny_rope
 from trtllm_scaffold.infer.tiny_scalars import odd_scalars, tokens_inside, without_dropout
 from trtllm_scaffold.infer.tiny_sizes import (
@@ -115,6 +116,7 @@ def shrink(
     tiny = json.loads(json.dumps({**source, **edits}))
     tiny.update(head_lists(tiny, full, real.sizes, sizes, classes))
     tiny.update(_unnamed_sizes(tiny, full, edits, classes, variant))
+    tiny.update(small_unnamed(tiny, full))
     # A window may equal a size by chance: what sets no shape is looked at once more.
     settled = {key: value for key, value in edits.items() if key not in by_chance}
     tiny.update(

@@ -13,6 +13,7 @@ from trtllm_scaffold.infer.expressions import WITH_INTEGER
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind, Pattern
 from trtllm_scaffold.infer.labels import is_one
+from trtllm_scaffold.infer.layer_configs import OwnSizes, own_sizes_of
 from trtllm_scaffold.infer.layer_numbers import COEFFICIENTS, layer_factor
 from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
 from trtllm_scaffold.infer.moe_specs import FeedForwardBuilder
@@ -30,6 +31,7 @@ from trtllm_scaffold.spec import (
     EmbeddingSpec,
     HeadSpec,
     LayerKind,
+    NormGateSpec,
     NormSpec,
     QKNormSpec,
     Quantity,
@@ -49,12 +51,14 @@ class Builder:
         fitter: Attributes numbers to configuration keys.
         witnesses: Gathers the evidence.
         picks: For each observation the layer to read; the first where empty.
+        own: Where layers have numbers of their own, which `fitter` reads then.
     """
 
     observations: Sequence[Observation]
     fitter: Fitter
     witnesses: Witnesses
     picks: tuple[int, ...] = ()
+    own: OwnSizes | None = None
 
     @property
     def first(self) -> LayerFacts:
@@ -82,12 +86,24 @@ class Builder:
         """
         seen = tuple(read(observation) for observation in self.observations)
         found = self.fitter.fit(fact, seen, hints=hints, rtol=rtol)
+        if self.own is not None:
+            found = self.own.written(found)
         self.witnesses.quantity(fact, where or self.first.layer.name, seen, found)
         return found
 
     def of(self, kind: Kind) -> Builder:
         """The builder that reads layers of this kind."""
-        return replace(self, picks=kind.picks)
+        real, layers = self.fitter.real_config, kind.layers or (0,)
+        own = own_sizes_of(real)
+        if own is None:
+            return replace(self, picks=kind.picks)
+        own.check_alike(real, layers)
+        configs = [
+            own.config(o.config, pick)
+            for o, pick in zip(self.observations, kind.picks, strict=True)
+        ]
+        fitter = Fitter(configs, own.config(real, layers[0]), held=self.fitter.held)
+        return replace(self, picks=kind.picks, fitter=fitter, own=own)
 
     def layer(
         self,
@@ -125,7 +141,19 @@ class Builder:
             weight=facts.weight is not None,
             bias=facts.bias is not None,
             plus_one=facts.plus_one,
+            gate=self._norm_gate(read),
         )
+
+    def _norm_gate(self, read: Callable[[Observation], NormFacts]) -> NormGateSpec | None:
+        if read(self.observations[0]).gate is None:
+            return None
+
+        def rank(observation: Observation) -> int:
+            gate = read(observation).gate
+            assert gate is not None
+            return gate.rank
+
+        return NormGateSpec(self.fit("norm.gate_rank", rank, hints=SYNONYMS["norm_gate_rank"]))
 
     def optional_norm(
         self, fact: str, read: Callable[[Observation], NormFacts | None]

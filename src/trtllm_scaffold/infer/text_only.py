@@ -15,6 +15,7 @@ from trtllm_scaffold.infer.stored import saved_tensors
 from trtllm_scaffold.infer.stored_prefixes import Spelling, decoder_header, find_spelling
 from trtllm_scaffold.infer.tiny import build
 from trtllm_scaffold.infer.whole import build_whole, check_same_text
+from trtllm_scaffold.infer.whole_widths import following_widths
 from trtllm_scaffold.sources import Sources, validate_config
 from trtllm_scaffold.sources.hf_class import HFClasses
 from trtllm_scaffold.sources.wrapper import Wrapper, whole_config
@@ -36,12 +37,16 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class _Whole:
-    """What a small whole model showed: its spellings, how far its logits are off, and its head."""
+    """What a small whole model showed: its spellings, how far its logits are off, and its head.
+
+    `following` has the widths of other parts that are the decoder's.
+    """
 
     spellings: tuple[Spelling, ...]
     embedding: str
     head: str | None
     error: float | None
+    following: tuple[str, ...]
 
 
 def infer_text(sources: Sources, classes: HFClasses) -> tuple[ModelSpec, Sources]:
@@ -132,8 +137,9 @@ def _look(sources: Sources, raw: dict[str, Any], classes: HFClasses, wrapper: Wr
     own = saved_tensors(decoder)
     embedding = _holder(own, decoder.get_input_embeddings())  # type: ignore[operator]
     head = None if raw[_TIE] else _holder(own, decoder.get_output_embeddings())  # type: ignore[operator]
+    following = following_widths(sources.raw, tiny, wrapper)
     if wrapper.model_class is None:
-        return _Whole((Spelling(),), embedding, head, None)
+        return _Whole((Spelling(),), embedding, head, None, following)
     whole = build_whole(sources.raw, tiny, wrapper, decoder, _SEED + 1)
     error = check_same_text(whole, decoder, _SEED)
     saved = find_spelling(own, saved_tensors(whole), f"save_pretrained of {wrapper.architecture}")
@@ -143,7 +149,7 @@ def _look(sources: Sources, raw: dict[str, Any], classes: HFClasses, wrapper: Wr
         spellings += [modules] if modules != saved else []
     except Refused:
         pass
-    return _Whole(tuple(spellings), embedding, head, error)
+    return _Whole(tuple(spellings), embedding, head, error, following)
 
 
 def _holder(tensors: dict[str, Any], module: nn.Module) -> str:
@@ -171,6 +177,7 @@ def _around(
         text_class=spec.architecture,
         stored_prefixes=spelling.prefixes,
         others=spelling.others,
+        following=seen.following,
     )
     told = "the same logits for text"
     value = told if seen.error is None else f"{told}, within {seen.error:.1e}"

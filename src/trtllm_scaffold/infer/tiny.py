@@ -9,6 +9,7 @@ from torch import nn
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.effective import one_line
+from trtllm_scaffold.infer.layer_configs import opened
 
 #: Shape of the traced input: several sequences, longer than every window of a tiny configuration.
 BATCH, SEQUENCE = 2, 12
@@ -37,7 +38,7 @@ def build(
         Refused: The classes do not accept the configuration.
     """
     try:
-        config = config_class.from_dict(dict(raw))  # type: ignore[attr-defined]
+        config = opened(config_class.from_dict(dict(raw)))  # type: ignore[attr-defined]
         if eager:
             config._attn_implementation = "eager"
         config._experts_implementation = "eager"

@@ -8,6 +8,8 @@ from typing import Any
 
 from trtllm_scaffold.infer.conditions import is_places
 from trtllm_scaffold.infer.keys import ROLE_OF, is_size, is_token
+from trtllm_scaffold.infer.layer_configs import is_by_layer
+from trtllm_scaffold.infer.tiny_own import small_entries
 
 Rows = tuple[tuple[str, ...], ...]
 
@@ -21,7 +23,8 @@ def layer_rows(full: Mapping[str, Any], layers: int) -> Rows:
         elif _is_places(key, value, layers):
             columns.append([json.dumps(index in value) for index in range(layers)])
         elif is_by_layer(value, layers):
-            columns.append([json.dumps(value.get(str(index))) for index in range(layers)])
+            held = {int(place): entry for place, entry in value.items()}
+            columns.append([json.dumps(held.get(index)) for index in range(layers)])
     return tuple(tuple(column[index] for column in columns) for index in range(layers))
 
 
@@ -33,16 +36,6 @@ def is_per_layer(value: Any, layers: int) -> bool:
     if not isinstance(value, list) or len(value) != layers or layers < 2:
         return False
     return layers == 2 or value != list(range(layers))
-
-
-def is_by_layer(value: Any, layers: int) -> bool:
-    """Whether a value maps layers' places, written as numbers, to what is special there."""
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(str(k).isdecimal() and len(str(k)) < 6 and int(k) < layers for k in value)
-        and any(isinstance(entry, Mapping) for entry in value.values())
-    )
 
 
 def own_sizes(full: Mapping[str, Any]) -> str:
@@ -112,8 +105,9 @@ def layer_edits(
         elif _is_places(key, value, layers):
             edits[key] = [new for new, old in enumerate(kept) if old in value]
         elif is_by_layer(value, layers):
-            places = {str(old): new for new, old in enumerate(kept)}
-            edits[key] = {str(places[k]): v for k, v in value.items() if k in places}
+            places = {old: new for new, old in enumerate(kept)}
+            small = small_entries(value, full, sizes)
+            edits[key] = {str(places[int(k)]): v for k, v in small.items() if int(k) in places}
         elif is_size(value) and key not in ROLE_OF and ("layers" in key or "first_k" in key):
             if key in source:
                 edits[key] = sum(index < value for index in kept)

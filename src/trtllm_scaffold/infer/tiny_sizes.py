@@ -156,6 +156,7 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
         "embedding_size": base.embedding,
         "sliding_window": base.window,
         "rotary_dim": _rotary_dim(real, head_dim),
+        "norm_gate_rank": base.window + 4,
         **dict(zip(LATENT_ROLES, base.latents, strict=True)),
         **dict(zip(INDEXER_ROLES, base.indexer, strict=True)),
     }
@@ -164,6 +165,9 @@ def tiny_sizes(real: Real, style: Style, variant: int, layers: int) -> dict[str,
     tiny["qk_head_dim"] = tiny["qk_nope_head_dim"] + tiny["qk_rope_head_dim"]
     if real.sizes.get("qk_rope_head_dim") == real.head_dim:  # what some call the rotated part
         tiny["head_dim"] = tiny["qk_rope_head_dim"]
+    parts = real.sizes.get("qk_nope_head_dim", 0), real.sizes.get("qk_rope_head_dim", 0)
+    if all(parts) and real.sizes.get("head_dim") == sum(parts):
+        tiny["head_dim"] = tiny["qk_head_dim"]
     if real.sizes.get("embedding_size") == real.sizes["hidden_size"]:
         tiny["embedding_size"] = hidden
     sizes = {role: size for role, size in tiny.items() if role in real.sizes}

@@ -21,5 +21,5 @@ def code(quantity: Quantity | None) -> str:
     """
     if quantity is None:
         return ""
-    text = ast.unparse(ast.parse(quantity.expr, mode="eval"))
+    text = ast.unparse(ast.parse(quantity.expr, mode="eval")).replace("'", '"')  # plain words
     return _SIMPLE_POWER.sub(r"\1**\2", text)

@@ -8,6 +8,7 @@ from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.heads import plan_heads
 from trtllm_scaffold.plan.kinds import condition_of, constant
+from trtllm_scaffold.plan.latents import has_own_latents
 from trtllm_scaffold.plan.norm import named_norms
 from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity, QueryFactorSpec
@@ -50,6 +51,7 @@ def _norms_rotated_only(spec: ModelSpec) -> bool:
 def _check_layers(spec: ModelSpec) -> None:
     """Refuses layers that differ in more than window, heads, sinks, positions and such."""
     first, rotated_only = spec.layer.attention, _norms_rotated_only(spec)
+    own_latents = has_own_latents(spec)
 
     def comparable(kind: LayerKind) -> AttentionSpec:
         own = dataclasses.replace(
@@ -63,10 +65,33 @@ def _check_layers(spec: ModelSpec) -> None:
             num_attention_heads=first.num_attention_heads,
             num_key_value_heads=first.num_key_value_heads,
         )
+        if own_latents:
+            own = _as_first(own, first)
         bare = rotated_only and not kind.rope and own.qk_norm is None
         return dataclasses.replace(own, qk_norm=first.qk_norm) if bare else own
 
     constant(spec, "attention", comparable)
+
+
+def _as_first(attention: AttentionSpec, first: AttentionSpec) -> AttentionSpec:
+    """Latent attention of a layer, with the widths, and the choice of keys, of the first."""
+    mla, model = attention.mla, first.mla
+    if mla is None or model is None:
+        return attention
+    scaled = (mla.q_scale is None, mla.kv_scale is None)
+    if scaled == (model.q_scale is None, model.kv_scale is None):
+        mla = dataclasses.replace(mla, q_scale=model.q_scale, kv_scale=model.kv_scale)
+    if (mla.q_lora_rank is None) == (model.q_lora_rank is None):
+        mla = dataclasses.replace(mla, q_lora_rank=model.q_lora_rank)
+    mla = dataclasses.replace(
+        mla,
+        kv_lora_rank=model.kv_lora_rank,
+        qk_nope_head_dim=model.qk_nope_head_dim,
+        qk_rope_head_dim=model.qk_rope_head_dim,
+        v_head_dim=model.v_head_dim,
+        indexer=model.indexer,
+    )
+    return dataclasses.replace(attention, mla=mla, head_dim=first.head_dim, scale=first.scale)
 
 
 def _chunked(spec: ModelSpec) -> bool:
@@ -156,9 +181,9 @@ def _fuses_qk_norm(spec: ModelSpec) -> bool:
     return whole and rope is not None and rope.scaling is None and len(ropes) == 1 and not gemma
 
 
-def _base(attention: AttentionSpec, native_norm: bool) -> str:
+def _base(attention: AttentionSpec, native_norm: bool, own_latents: bool) -> str:
     """The library's class that the port's attention extends; empty for one of its own."""
-    if attention.mla is not None and attention.mla.indexer is not None:
+    if own_latents:
         return ""
     if attention.mla is not None:
         return "MLA"
@@ -184,7 +209,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
     native = has_native_qk_norm(spec)
     return {
         "attention_kind": _kind(spec),
-        "attention_base": _base(attention, native),
+        "attention_base": _base(attention, native, has_own_latents(spec)),
         "attention_qkv_bias": attention.q_bias or attention.k_bias or attention.v_bias,
         "attention_o_bias": attention.o_bias,
         "attention_q_scaling": _q_scaling(attention, has_exact_ramp(spec.position.rope)),
@@ -202,7 +227,7 @@ def plan_attention(spec: ModelSpec) -> Answers:
         "attention_clip": code(clip),
         "attention_clips_normed": attention.clips_normed,
         **plan_heads(spec),
-        "attention_gate": gate.width if gate else "",
+        "attention_gate": gate.width if gate and not gate.beside_queries else "",
         "attention_gate_activation": _GATES[gate.activation] if gate else "",
         "attention_gate_bias": gate.bias if gate else False,
         "attention_gate_head_bias": gate.head_bias if gate else False,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from trtllm_scaffold.plan.facts_moe import moe_facts
 from trtllm_scaffold.plan.heads import is_narrow, key_value_heads, query_heads
+from trtllm_scaffold.plan.latents import has_own_latents, rotates_unevenly, uneven_sizes
 from trtllm_scaffold.plan.position import has_exact_ramp
 from trtllm_scaffold.spec import (
     AttentionSpec,
     BlockIndexerSpec,
+    GateSpec,
     LayerKind,
     MlaSpec,
     ModelSpec,
@@ -40,9 +42,9 @@ def _head_dim(head_dim: float) -> str:
     return "another size up to 256" if head_dim <= 256 else "above 256"
 
 
-def _attention_facts(attention: AttentionSpec) -> list[Fact]:
+def _attention_facts(attention: AttentionSpec, own: bool) -> list[Fact]:
     if attention.mla is not None:
-        return _latent_facts(attention, attention.mla)
+        return _latent_facts(attention, attention.mla, own)
     qk_norm, gate, factor = "none", "none", attention.query_factor
     if attention.qk_norm:
         kind = attention.qk_norm.norm.label
@@ -76,29 +78,46 @@ def _block_indexer(indexer: BlockIndexerSpec | None) -> str:
     return f"{indexer.style}, {' and '.join(norms)}"
 
 
-def _latent_facts(attention: AttentionSpec, mla: MlaSpec) -> list[Fact]:
+def _latent_facts(attention: AttentionSpec, mla: MlaSpec, own: bool) -> list[Fact]:
+    """`own`: whether the port's own attention reads the latents, and not the library's module."""
     nope, rope = mla.qk_nope_head_dim.value, mla.qk_rope_head_dim.value
     widths = f"{nope} + {rope}, values {mla.v_head_dim.value}, latent {mla.kv_lora_rank.value}"
     norms = [norm.label for norm in (mla.q_norm, mla.kv_norm) if norm]
-    gate = attention.output_gate
     known = widths if widths == KERNEL_LATENT_WIDTHS else "others"
     chosen = mla.indexer
     return [
         ("attention.kind", attention.kind),
-        ("attention.latent_widths", "any, by the port's own attention" if chosen else known),
+        ("attention.latent_widths", "any, by the port's own attention" if own else known),
         ("attention.indexer", f"{chosen.style}, {chosen.key_norm.label}" if chosen else "none"),
         *(("attention.latent_norm", norm) for norm in norms),
+        ("attention.latent_scale", _set(mla.q_scale or mla.kv_scale)),
+        ("attention.latent_rope_norm", _norm(mla.rope_norm)),
         ("attention.latent_bias", ", ".join(mla.biases) or "none"),
         ("attention.softcap", "with latents" if attention.softcap else "none"),
         ("attention.sinks", "with latents" if attention.sinks else "none"),
-        ("attention.output_gate", "with latents" if gate else "none"),
+        ("attention.query_latent", "normed and raw" if mla.raw_latent else "as it is"),
+        ("attention.output_gate", _latent_gate(attention.output_gate)),
         ("attention.output_norm", "with latents" if attention.output_norm else "none"),
-        ("attention.window", "with latents" if attention.window else "none"),
+        ("attention.window", _latent_window(attention)),
     ]
 
 
-def _latent_rope_facts(rope: RopeSpec, mla: MlaSpec) -> list[Fact]:
-    if mla.indexer is not None:  # the port rotates by itself, whatever the style
+def _latent_window(attention: AttentionSpec) -> str:
+    if attention.window is None:
+        return "none"
+    return "chunks, with latents" if attention.chunked else "with latents"
+
+
+def _latent_gate(gate: GateSpec | None) -> str:
+    if gate is None:
+        return "none"
+    bias = ", bias per head" if gate.head_bias else ""
+    place = ", beside queries" if gate.beside_queries else ""
+    return f"{gate.activation}, {gate.width}{bias}, with latents{place}"
+
+
+def _latent_rope_facts(rope: RopeSpec, own: bool) -> list[Fact]:
+    if own:  # the port rotates by itself, whatever the style
         exact = has_exact_ramp(rope)
         return [("attention.latent_scaling", _scaling(rope))] if exact else []
     return [
@@ -121,8 +140,8 @@ def _mlp_facts(layer: LayerKind) -> list[Fact]:
     ]
 
 
-def _layer_facts(layer: LayerKind) -> list[Fact]:
-    facts = _attention_facts(layer.attention)
+def _layer_facts(layer: LayerKind, own: bool) -> list[Fact]:
+    facts = _attention_facts(layer.attention, own)
     facts += [("norm.kind", norm.label) for _, norm in layer.block.norms]
     facts += [
         ("block.placement", layer.block.placement),
@@ -136,7 +155,7 @@ def _layer_facts(layer: LayerKind) -> list[Fact]:
     if layer.rope:
         facts += _rope_facts(layer.rope)
     if layer.rope and layer.attention.mla:
-        facts += _latent_rope_facts(layer.rope, layer.attention.mla)
+        facts += _latent_rope_facts(layer.rope, own)
     return facts
 
 
@@ -165,19 +184,23 @@ def _head_facts(spec: ModelSpec) -> list[Fact]:
     """Whether all layers have the same heads, and values the width of keys."""
     quantized = " and quantized" if spec.quantization else ""
     narrow = f"narrower than keys{quantized}" if is_narrow(spec) else "as keys"
-    shared = f"differ by layer{quantized}" if key_value_heads(spec) else "the same"
+    repeats = key_value_heads(spec) and not has_own_latents(spec)
+    shared = f"differ by layer{quantized}" if repeats else "the same"
     return [
         ("attention.query_heads", "differ by layer" if query_heads(spec) else "the same"),
         ("attention.key_value_heads", shared),
         ("attention.value_width", narrow),
+        ("attention.latent_sizes", "differ by layer" if uneven_sizes(spec) else "the same"),
+        ("attention.latent_ropes", "differ by layer" if rotates_unevenly(spec) else "the same"),
     ]
 
 
 def facts(spec: ModelSpec) -> tuple[Fact, ...]:
     """Every (axis, value) of the model, without repeats, in the order of the axes."""
     found: list[Fact] = []
+    own = has_own_latents(spec)
     for layer in spec.layer_kinds:
-        found += _layer_facts(layer)
+        found += _layer_facts(layer, own)
     found.append(_window_fact(spec))
     found += _head_facts(spec)
     found.append(("position.kind", spec.position.kind))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import choice, condition_of
+from trtllm_scaffold.plan.latents import has_own_latents
 from trtllm_scaffold.spec import AttentionSpec, LayerKind, ModelSpec, Quantity
 
 _HEADS = "config.num_attention_heads"
@@ -34,10 +35,22 @@ def head_sizes(spec: ModelSpec) -> dict[str, Quantity]:
 
     Where layers differ these are the largest numbers: the cache has one of them for all layers.
     """
+    if has_own_latents(spec) and query_heads(spec):  # a port with layers' sizes sets them last
+        most = Quantity(max(query_heads(spec)), _HEADS)
+        return {"num_attention_heads": most, "num_key_value_heads": Quantity(most.value, _KV_HEADS)}
     shared = spec.layer.attention.num_key_value_heads
     if found := key_value_heads(spec):  # canonicalizing lists them, and sets this last
         shared = Quantity(max(found), _KV_HEADS)
-    return {"num_attention_heads": _most_heads(spec), "num_key_value_heads": shared}
+    sizes = {"num_attention_heads": _most_heads(spec), "num_key_value_heads": shared}
+    for name, quantity in sizes.items():
+        if "layer_idx" in quantity.expr:
+            raise Refused(
+                "attention.heads",
+                f"layers have {name} of their own, by {quantity.expr}",
+                where=spec.source,
+                hint="lists by layer, and keys for kinds of layers, are expressed",
+            )
+    return sizes
 
 
 def _most_heads(spec: ModelSpec) -> Quantity:
@@ -64,6 +77,8 @@ def is_narrow(spec: ModelSpec) -> bool:
 
 def _check(spec: ModelSpec) -> None:
     """Refuses what is not written out for such layers."""
+    if has_own_latents(spec):  # its cache holds latents, and every head reads them
+        return
     attention, uneven = spec.layer.attention, query_heads(spec)
     shared = key_value_heads(spec) or (int(attention.num_key_value_heads.value),)
     heads = uneven or (int(attention.num_attention_heads.value),)
@@ -117,10 +132,21 @@ def _has_sinks(kind: LayerKind) -> bool:
     return kind.attention.sinks
 
 
+_EVEN: Answers = {
+    "attention_heads": "",
+    "attention_kv_heads": "",
+    "layer_kv_heads": [],
+    "attention_narrow": False,
+    "attention_value_scale": "",
+}
+
+
 def plan_heads(spec: ModelSpec) -> Answers:
     """Answers on heads that differ from layer to layer, narrow values and sinks."""
     _check(spec)
     uneven, shared = query_heads(spec), key_value_heads(spec)
+    if has_own_latents(spec):
+        return {**_EVEN, "layer_heads": list(uneven), **_sinks(spec)}
     attention: AttentionSpec = spec.layer.attention
     return {
         "attention_heads": choice(spec, "attention.heads", _heads_code) if uneven else "",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
-from trtllm_scaffold.spec import MlaSpec, ModelSpec, Quantity, TensorSpec
+from trtllm_scaffold.plan.latents import has_own_latents
+from trtllm_scaffold.spec import ModelSpec, Quantity, RopeScaling, TensorSpec
 
 #: Role -> module of the port, in the parts of what TensorRT-LLM fuses.
 MODULES = {
@@ -16,21 +17,6 @@ MODULES = {
     "k_b": "k_b_proj",
     "v_b": "v_b_proj",
 }
-_WIDTHS = (
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-)
-
-
-def latent_sizes(mla: MlaSpec | None) -> dict[str, Quantity]:
-    """The widths by the names that the port and the runtime's cache read; none without latents."""
-    if mla is None:
-        return {}
-    found = {name: getattr(mla, name) for name in _WIDTHS}
-    return {name: width for name, width in found.items() if width is not None}
 
 
 def _own_eps(spec: ModelSpec, eps: Quantity | None) -> str:
@@ -55,17 +41,20 @@ def _check_scaling(spec: ModelSpec) -> None:
     Raises:
         Refused: HF takes the table's from elsewhere.
     """
-    rope = spec.position.rope
-    if rope is None or rope.scaling is None:
-        return
-    given = dict(rope.scaling.parameters)
+    for rope in {kind.rope for kind in spec.layer_kinds}:
+        if rope is not None and rope.scaling is not None:
+            _check_magnitudes(rope.scaling)
+
+
+def _check_magnitudes(scaling: RopeScaling) -> None:
+    given = dict(scaling.parameters)
     weight = given.get("mscale_all_dim")
     if given.get("attention_factor") is not None:
         raise Refused("position.scaling", "an attention_factor beside latent attention")
-    if weight and (rope.scaling.kind != "yarn" or not given.get("mscale")):
+    if weight and (scaling.kind != "yarn" or not given.get("mscale")):
         raise Refused(
             "position.scaling",
-            f"{rope.scaling.kind} with mscale_all_dim {weight} and mscale {given.get('mscale')}",
+            f"{scaling.kind} with mscale_all_dim {weight} and mscale {given.get('mscale')}",
         )
 
 
@@ -76,12 +65,13 @@ def plan_mla(spec: ModelSpec) -> Answers:
         return {"latent_q_eps": "", "latent_kv_eps": "", "latent_pairs": False}
     _check_scaling(spec)
     rope = spec.position.rope
-    if rope is None or {kind.rope for kind in spec.layer_kinds} != {rope}:
+    ropes, own = {kind.rope for kind in spec.layer_kinds}, has_own_latents(spec)
+    if rope is None or None in ropes or (len(ropes) > 1 and not own):
         raise Refused("position.rope", "latent attention whose layers do not all rotate alike")
     return {
         "latent_q_eps": _own_eps(spec, mla.q_norm.eps if mla.q_norm else None),
         "latent_kv_eps": _own_eps(spec, mla.kv_norm.eps),
-        "latent_pairs": rope.style == "neox" and mla.indexer is None,
+        "latent_pairs": rope.style == "neox" and not own,
     }
 
 

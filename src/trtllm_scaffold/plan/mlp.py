@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.block_indexer import block_indexer_of
+from trtllm_scaffold.plan.gated_norm import gated_norms
 from trtllm_scaffold.plan.moe import dense_kind, plain_mlp
 from trtllm_scaffold.spec import MlpSpec, ModelSpec, Quantity
 
@@ -51,7 +52,8 @@ def _uses_functional(spec: ModelSpec) -> bool:
     gate = spec.layer.attention.output_gate
     own_gate = gate is not None and gate.activation == "softplus"
     chooses = block_indexer_of(spec) is not None
-    return own_mlp or dense is not None or own_norm or own_gate or chooses
+    gated = bool(gated_norms(spec))
+    return own_mlp or dense is not None or own_norm or own_gate or chooses or gated
 
 
 def plan_mlp(spec: ModelSpec) -> Answers:

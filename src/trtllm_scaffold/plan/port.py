@@ -11,9 +11,11 @@ from trtllm_scaffold.plan.block import plan_block
 from trtllm_scaffold.plan.block_indexer import SYMBOLS as BLOCK_SYMBOLS
 from trtllm_scaffold.plan.block_indexer import plan_block_indexer
 from trtllm_scaffold.plan.embedding import plan_embedding
+from trtllm_scaffold.plan.gated_norm import plan_gated_norm
 from trtllm_scaffold.plan.head import plan_head
 from trtllm_scaffold.plan.imports import import_answers
 from trtllm_scaffold.plan.indexer import SYMBOLS, plan_indexer
+from trtllm_scaffold.plan.layer_sizes import plan_layer_sizes
 from trtllm_scaffold.plan.mla import plan_mla
 from trtllm_scaffold.plan.mlp import plan_mlp
 from trtllm_scaffold.plan.moe import plan_moe
@@ -56,19 +58,20 @@ class PortPlan:
 def _modeling_symbols(answers: Answers) -> set[str]:
     """TensorRT-LLM names that the rendered modeling file uses."""
     symbols = {*_ALWAYS, *_library_norms(answers)}
-    symbols |= set(SYMBOLS) if answers["indexer"] else {str(answers["attention_base"])}
+    own_latents = not answers["attention_base"]
+    symbols |= set(SYMBOLS) if own_latents else {str(answers["attention_base"])}
     symbols |= set(BLOCK_SYMBOLS) if answers["block_indexer"] else set()
     if answers["mlp_kind"]:
         symbols.add("GatedMLP" if answers["mlp_kind"] == "gated" else "MLP")
     symbols |= moe_symbols(answers)
-    if answers["position_kind"] == "rope" and not answers["indexer"]:
+    if answers["position_kind"] == "rope" and not own_latents:
         symbols |= {"PositionalEmbeddingParams", "PositionEmbeddingType"}
     if answers["qk_norm"] == "full" or answers["output_norm"] or answers["mlp_down_norm"]:
         symbols |= {"AllReduce", "AllReduceStrategy", "Mapping"}
     if answers["qk_norm"] == "per_head_weight":
         symbols.add("Mapping")
     linears = ("embedding_projection", "head_projection", "head_dense", "attention_gate")
-    if any(answers[name] for name in linears):
+    if any(answers[name] for name in (*linears, "gated_norms")):
         symbols.add("Linear")
     return symbols
 
@@ -129,8 +132,9 @@ def plan_port(spec: ModelSpec, names: PortNames, trtllm: str) -> PortPlan:
         "support_reasons": list(support.because),
         "proven": spec.proven,
     }
-    attention = (plan_attention, plan_mla, plan_indexer, plan_block_indexer)
-    axes = (plan_sizes, *attention, plan_position, plan_norm, plan_block, plan_mlp)
+    attention = (plan_attention, plan_mla, plan_indexer, plan_layer_sizes, plan_block_indexer)
+    norms = (plan_norm, plan_gated_norm)
+    axes = (plan_sizes, *attention, plan_position, *norms, plan_block, plan_mlp)
     for axis in (*axes, plan_moe, plan_embedding, plan_head, plan_weights, plan_wrapper):
         answers.update(axis(spec))
     answers.update(import_answers(_modeling_symbols(answers), _configuration_symbols(answers)))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.kinds import condition_of
+from trtllm_scaffold.plan.latents import uneven_sizes
 from trtllm_scaffold.spec import LayerKind, ModelSpec, RopeScaling, RopeSpec
 
 #: Scalings whose formula needs the original length.
@@ -130,7 +131,9 @@ def _rope(spec: ModelSpec) -> Answers:
     if len(ropes) > 1 and not by_type and thetas == {""}:
         raise Refused("position.rope", "layers rotate differently, and no key says how")
     partial = any(rope.dim.value != head_dim for rope in ropes)
-    dim = _one("position.rope.dim", _widths(ropes, head_dim))
+    uneven = "qk_rope_head_dim" in uneven_sizes(spec)
+    dim = 'config.layer_sizes[layer_idx]["qk_rope_head_dim"]'
+    dim = dim if uneven else _one("position.rope.dim", _widths(ropes, head_dim))
     dim = dim if partial else ""
     if partial and any(rope.inverse for rope in ropes):
         raise Refused("position.direction", "part of each head turns the other way")
@@ -147,7 +150,10 @@ def _rope(spec: ModelSpec) -> Answers:
         "rope_original_length": kind in _TAKES_ORIGINAL,
         "rope_theta": _theta(spec, ropes, thetas),
         "rope_by_layer_type": by_type,
-        "rope_by_layer": by_type or len(thetas) > 1 or any("layer_idx" in t for t in thetas),
+        "rope_by_layer": uneven
+        or by_type
+        or len(thetas) > 1
+        or any("layer_idx" in t for t in thetas),
         "rope_condition": condition_of(spec, "position", _has_rope, True)
         if kinds_have_rope
         else "",

@@ -22,7 +22,8 @@ def _is_deepseek(router: RouterSpec) -> bool:
     """Whether sigmoid scores choose with a bias and, by groups or not, become shares."""
     groups = router.num_groups is None or router.group_score == "top2_sum"
     guarded = router.epsilon <= 1e-12 and router.floor is None
-    return router.selection_bias and router.renormalised and groups and guarded
+    lowest = router.group_fill == "lowest"
+    return router.selection_bias and router.renormalised and groups and guarded and lowest
 
 
 def routing_class(router: RouterSpec) -> str:

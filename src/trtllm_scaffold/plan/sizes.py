@@ -5,9 +5,16 @@ from __future__ import annotations
 from trtllm_scaffold.plan.answers import Answers, code
 from trtllm_scaffold.plan.attention import RMS_NORM_EPS, has_native_qk_norm
 from trtllm_scaffold.plan.block_indexer import block_indexer_sizes
+from trtllm_scaffold.plan.gated_norm import gate_sizes
 from trtllm_scaffold.plan.heads import head_sizes
-from trtllm_scaffold.plan.indexer import indexer_of, indexer_sizes
-from trtllm_scaffold.plan.mla import latent_sizes, model_eps
+from trtllm_scaffold.plan.indexer import indexer_sizes
+from trtllm_scaffold.plan.latents import (
+    has_own_latents,
+    latent_sizes,
+    rows_are_set,
+    uneven_sizes,
+)
+from trtllm_scaffold.plan.mla import model_eps
 from trtllm_scaffold.plan.moe import dense_kind, dense_width, expert_sizes
 from trtllm_scaffold.spec import ModelSpec, Quantity
 
@@ -28,6 +35,7 @@ def _named_sizes(spec: ModelSpec) -> dict[str, Quantity]:
         **latent_sizes(attention.mla),
         **indexer_sizes(spec),
         **block_indexer_sizes(spec),
+        **gate_sizes(spec),
     }
     if attention.value_dim is not None:
         sizes["v_head_dim"] = attention.value_dim
@@ -46,9 +54,11 @@ def plan_sizes(spec: ModelSpec) -> Answers:
     assigned = {name: code(size) for name, size in sizes.items() if size.expr != f"config.{name}"}
     if spec.layer.attention.mla is not None:
         del assigned["head_dim"]  # its parts have names; HF calls the rotated one so
-        if indexer_of(spec) is not None:
+        for name in uneven_sizes(spec):  # layers have lists of them
+            assigned.pop(name, None)
+        if rows_are_set(spec):
             assigned.pop("kv_lora_rank", None)  # the width of a row in the cache is made of it
-        elif (eps := model_eps(spec)).expr != "config.rms_norm_eps":
+        if not has_own_latents(spec) and (eps := model_eps(spec)).expr != "config.rms_norm_eps":
             assigned["rms_norm_eps"] = code(eps)
     assigned["tie_word_embeddings"] = str(spec.head.tied)
     norm = spec.layer.attention.qk_norm

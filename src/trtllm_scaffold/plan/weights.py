@@ -5,6 +5,7 @@ from __future__ import annotations
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.plan.answers import Answers
 from trtllm_scaffold.plan.block_indexer import MODULES as INDEX_MODULES
+from trtllm_scaffold.plan.gated_norm import is_partly_gated
 from trtllm_scaffold.plan.indexer import own_target
 from trtllm_scaffold.plan.mla import MODULES, latent_transform, target_roles
 from trtllm_scaffold.plan.moe_weights import is_moe, moe_parameter, moe_transform
@@ -148,10 +149,11 @@ def _transform(spec: ModelSpec, tensor: TensorSpec) -> str:
 def _is_partial(spec: ModelSpec, tensor: TensorSpec) -> bool:
     """Whether some layers lack the tensor, be it that their norm before attention is missing.
 
-    Which layers have experts, or choose blocks of keys, is known apart.
+    Which layers have experts, choose blocks of keys, or gate a norm, is known apart.
     """
     known_apart = ("moe.", "mlp.", "attention.index_")
-    if not tensor.only_layers or tensor.roles[0].startswith(known_apart):
+    apart = tensor.roles[0].startswith(known_apart) or is_partly_gated(spec, tensor)
+    if not tensor.only_layers or apart:
         return False
     if tensor.roles == ("attention.sinks",):
         return True

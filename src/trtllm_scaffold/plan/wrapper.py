@@ -13,6 +13,7 @@ def plan_wrapper(spec: ModelSpec) -> Answers:
     return {
         "wrapper_config": around.config_class if around else "",
         "wrapper_key": around.key if around else "",
+        "wrapper_following": list(around.following) if around else [],
         "own_prefixes": [own for own, _ in pairs],
         "stored_prefixes": [stored for _, stored in pairs],
         "other_prefixes": list(around.others) if around else [],

@@ -11,7 +11,7 @@ from trtllm_scaffold.spec.mla import IndexerSpec, MlaSpec
 from trtllm_scaffold.spec.mlp import ACTIVATIONS, MlpSpec
 from trtllm_scaffold.spec.model import LayerKind, ModelSpec
 from trtllm_scaffold.spec.moe import MoeSpec, RouterSpec, SharedSpec
-from trtllm_scaffold.spec.norm import NormSpec
+from trtllm_scaffold.spec.norm import NormGateSpec, NormSpec
 from trtllm_scaffold.spec.position import (
     AlibiSpec,
     LearnedSpec,
@@ -43,6 +43,7 @@ __all__ = [
     "MlpSpec",
     "ModelSpec",
     "MoeSpec",
+    "NormGateSpec",
     "NormSpec",
     "PositionSpec",
     "QKNormSpec",

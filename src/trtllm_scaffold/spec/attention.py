@@ -37,12 +37,15 @@ class GateSpec:
         width: ``full`` gives each element its own factor, ``head`` one to each head.
         bias: Whether the linear function has a bias.
         head_bias: Whether one stored number for each head is added to all its columns.
+        beside_queries: With latents: it is computed by the projection of queries from their
+            latent, not from the attention's input.
     """
 
     activation: Literal["sigmoid", "softplus"]
     width: Literal["full", "head"]
     bias: bool = False
     head_bias: bool = False
+    beside_queries: bool = False
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,9 @@ def _uneven(attention: AttentionSpec, spec: ModelSpec) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if len(set(heads)) > 1:
         found["layer_heads"] = list(heads)
-    if len(set(shared)) > 1:
+    if len(set(shared)) > 1 and attention.mla is None:
         found["layer_kv_heads"] = shared
+    found.update(_uneven_latents([kind.mla for kind in kinds if kind.mla]))
     if 0 < len(sinks) < len(kinds):
         found["sinks_layers"] = sinks
     if attention.value_dim is not None:
@@ -89,8 +90,31 @@ def _latent(mla: MlaSpec) -> dict[str, Any]:
         "v_head_dim": mla.v_head_dim.value,
         "norm": {"kind": mla.kv_norm.label, "eps": mla.kv_norm.eps.value},
         "biases": list(mla.biases),
+        **_latent_extras(mla),
         **({} if mla.indexer is None else {"indexer": _indexer(mla.indexer)}),
     }
+
+
+def _uneven_latents(layers: list[MlaSpec]) -> dict[str, Any]:
+    """The widths of latents that differ from layer to layer."""
+    found = {
+        f"layer_{name}": [getattr(mla, name).value for mla in layers]
+        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    }
+    found["layer_q_lora_rank"] = [_value(mla.q_lora_rank) for mla in layers]
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _latent_extras(mla: MlaSpec) -> dict[str, Any]:
+    """What happens to latents besides their norms; nothing where nothing does."""
+    norm = mla.rope_norm
+    found = {
+        "raw_latent": mla.raw_latent or None,
+        "q_scale": _value(mla.q_scale),
+        "kv_scale": _value(mla.kv_scale),
+        "shared_key_norm": norm and {"kind": norm.label, "eps": norm.eps.value},
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _indexer(indexer: IndexerSpec) -> dict[str, Any]:

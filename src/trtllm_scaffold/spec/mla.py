@@ -45,7 +45,8 @@ class MlaSpec:
         c_q = q_norm(q_a(x));    q = [q_nope | rope(q_rope)] = q_b(c_q), or q(x) without q_a
         c = kv_norm(kv_a(x));    k = [k_b(c) | rope(k_rope(x))];    v = v_b(c)
 
-    The rotated part of the keys is shared by all heads.
+    The rotated part of the keys is shared by all heads. c_q and c may be multiplied by a factor,
+    which an indexer then sees as well, and k_rope(x) may pass a norm before its rotation.
 
     Attributes:
         q_lora_rank: Width of the query's latent, or None for one projection of the input.
@@ -54,10 +55,13 @@ class MlaSpec:
             order; `AttentionSpec.head_dim` is their sum.
         v_head_dim: Width of a head's value.
         q_norm, kv_norm: The latents' norms; the first is None without a query's latent.
+        q_scale, kv_scale: The factors on the normed latents, None for 1.
+        rope_norm: The norm on the shared part of the keys, if any.
         biases: Which of q_a, q_b (or q), kv_a, k_b, v_b and o have one.
         magnitude: The softmax scale is magnitude ** 2 / sqrt(head_dim): YaRN's magnitude for
             ``mscale_all_dim`` where the rope settings have it, else 1.
         indexer: The choice of keys, if each token sees chosen ones alone.
+        raw_latent: q_b reads [c_q | q_a(x)], the latent behind and before its norm.
     """
 
     q_lora_rank: Quantity | None
@@ -70,3 +74,13 @@ class MlaSpec:
     biases: tuple[str, ...] = ()
     magnitude: float = 1.0
     indexer: IndexerSpec | None = None
+    raw_latent: bool = False
+    q_scale: Quantity | None = None
+    kv_scale: Quantity | None = None
+    rope_norm: NormSpec | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing happens to latents and shared keys but the norms of the latents."""
+        scaled = self.q_scale is not None or self.kv_scale is not None
+        return not scaled and self.rope_norm is None and not self.raw_latent

@@ -34,6 +34,8 @@ class RouterSpec:
         num_groups, top_groups: Groups that experts lie in, and how many of them are kept
             before experts are chosen; both None without groups.
         group_score: What a group is ranked by: its largest score, or the sum of its two largest.
+        group_fill: Whether experts of other groups come last, or count as scores of 0.0, which
+            are chosen before scores that a selection bias makes negative.
         scaling: Factor on the weights after everything else, or None for 1.
         softcap: c of ``c * tanh(logits / c)``, applied to the logits first, if any.
         jitter: The tolerance of ``sparsemixer``; None for other scores.
@@ -49,6 +51,7 @@ class RouterSpec:
     num_groups: Quantity | None = None
     top_groups: Quantity | None = None
     group_score: Literal["max", "top2_sum"] = "max"
+    group_fill: Literal["lowest", "zero"] = "lowest"
     scaling: Quantity | None = None
     floor: Quantity | None = None
     softcap: Quantity | None = None

@@ -17,6 +17,8 @@ class WrapperSpec:
             tensors begin; the longest that fits a name applies.
         others: How the names of tensors begin that are not the decoder's; empty where the
             checkpoint is the decoder's own.
+        following: Keys of other parts, as ``vision_config.out_dim``, that the configuration class
+            accepts only where they are the decoder's width.
     """
 
     config_class: str
@@ -24,3 +26,4 @@ class WrapperSpec:
     text_class: str
     stored_prefixes: tuple[tuple[str, str], ...]
     others: tuple[str, ...]
+    following: tuple[str, ...] = ()

@@ -62,8 +62,41 @@ _COMMON: dict[tuple[str, str], Capability] = {
         )
         for style in ("neox", "interleaved")
     },
+    ("attention.query_latent", "as it is"): _NATIVE,
+    ("attention.query_latent", "normed and raw"): _reference(
+        "TensorRT-LLM's module for latent attention projects queries from one normed latent"
+    ),
+    ("attention.output_gate", "sigmoid, full, with latents, beside queries"): _reference(
+        "TensorRT-LLM's module for latent attention has no gate"
+    ),
     ("attention.latent_norm", "rmsnorm"): _NATIVE,
     ("attention.latent_bias", "none"): _NATIVE,
+    ("attention.latent_scale", "none"): _NATIVE,
+    ("attention.latent_scale", "set"): _reference(
+        "TensorRT-LLM's module for latent attention has no factor on latents"
+    ),
+    ("attention.latent_rope_norm", "none"): _NATIVE,
+    ("attention.latent_rope_norm", "rmsnorm"): _reference(
+        "TensorRT-LLM's module for latent attention does not norm the shared key"
+    ),
+    ("attention.latent_sizes", "the same"): _NATIVE,
+    ("attention.latent_sizes", "differ by layer"): _reference(
+        "TensorRT-LLM's module for latent attention takes the cache's rows to be as wide as its own"
+    ),
+    ("attention.latent_ropes", "the same"): _NATIVE,
+    ("attention.latent_ropes", "differ by layer"): _reference(
+        "nobody has tried TensorRT-LLM's module for latent attention with several rotations"
+    ),
+    ("attention.window", "with latents"): _reference(
+        "TensorRT-LLM's module for latent attention has no window"
+    ),
+    **{
+        ("attention.output_gate", f"{activation}, {width}, with latents"): _reference(
+            "TensorRT-LLM's module for latent attention has no gate"
+        )
+        for activation in ("sigmoid", "softplus")
+        for width in ("full", "head")
+    },
     ("attention.latent_style", "interleaved"): _NATIVE,
     ("attention.latent_style", "neox"): _expressed(
         "the rotated rows are put in pairs when weights are loaded: MLA rotates neighbours"
@@ -180,6 +213,7 @@ _COMMON: dict[tuple[str, str], Capability] = {
     ("position.scaling", "longrope"): _NATIVE,
     **{("norm.kind", norm): _NATIVE for norm in _NORMS},
     ("norm.kind", "layernorm 1+w"): _expressed("1 is added to the norm's weight at loading"),
+    ("norm.kind", "rmsnorm, gated"): _expressed("the gate on a norm is a module of the port"),
     ("norm.kind", "none"): _NATIVE,
     ("block.placement", "pre"): _NATIVE,
     ("block.placement", "post"): _expressed("residual additions are written out in the layer"),

@@ -67,6 +67,8 @@ def read_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
         sizes[name] = _size(answers, name, fallback)
     sizes.update(read_latent_sizes(answers))
     sizes.update(read_indexer_sizes(answers))
+    if answers.get("gated_norms"):
+        sizes["norm_gate_rank"] = _size(answers, "norm_gate_rank")
     if answers.get("attention_narrow"):
         sizes["v_head_dim"] = _size(answers, "v_head_dim")
     if sizes["num_hidden_layers"] > MAX_LAYERS:
@@ -135,9 +137,10 @@ def _attention(
     answers: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> Iterator[tuple[str, Parameter]]:
     if is_latent(answers):
-        for part, widths, split in latent_parameters(sizes):
+        for part, widths, split in latent_parameters(answers, sizes):
             cut = None if split is None else sizes["num_attention_heads"]
             yield f"{_LAYER}.self_attn.{part}", Parameter(widths, split=split, heads=cut)
+        yield from _gate(answers, sizes, sizes["v_head_dim"])
         return
     hidden, head_dim = sizes["hidden_size"], sizes["head_dim"]
     value_dim = sizes.get("v_head_dim", head_dim)
@@ -152,7 +155,7 @@ def _attention(
         yield from linear(name, shape, bias=bias, split=0, heads=count)
     name, shape = f"{_LAYER}.self_attn.o_proj", (hidden, heads * value_dim)
     yield from linear(name, shape, bias=answers.get("attention_o_bias"), split=1, heads=heads)
-    yield from _gate(answers, sizes)
+    yield from _gate(answers, sizes, head_dim)
     for part, count in (("q_norm", heads), ("k_norm", kv_heads)):
         if answers.get("qk_norm_apart"):
             name = f"{_LAYER}.self_attn.{part}.{{j}}.weight"
@@ -169,12 +172,14 @@ def _attention(
         yield f"{_LAYER}.self_attn.sinks", Parameter((heads,))
 
 
-def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
+def _gate(
+    answers: Mapping[str, Any], sizes: Mapping[str, int], value_dim: int
+) -> Iterator[tuple[str, Parameter]]:
     width = answers.get("attention_gate")
     if not width:
         return
     heads = sizes["num_attention_heads"]
-    rows = heads if width == "head" else heads * sizes["head_dim"]
+    rows = heads if width == "head" else heads * value_dim
     name, shape = f"{_LAYER}.self_attn.gate_proj", (rows, sizes["hidden_size"])
     yield from linear(name, shape, bias=answers.get("attention_gate_bias"), split=0, heads=heads)
     if answers.get("attention_gate_head_bias"):
@@ -183,7 +188,15 @@ def _gate(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tupl
 
 def _norms(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[tuple[str, Parameter]]:
     for name in _names(answers, "block_norms"):
-        yield from _norm(answers, name, f"{_LAYER}.{name}", (sizes["hidden_size"],))
+        module, hidden = f"{_LAYER}.{name}", sizes["hidden_size"]
+        if name not in _names(answers, "gated_norms"):
+            yield from _norm(answers, name, module, (hidden,))
+            continue
+        if name == answers.get("expert_gated_norm"):
+            yield from _norm(answers, name, module, (hidden,))
+        yield from _norm(answers, name, f"{module}.norm", (hidden,))
+        yield f"{module}.down.weight", Parameter((sizes["norm_gate_rank"], hidden))
+        yield f"{module}.up.weight", Parameter((hidden, sizes["norm_gate_rank"]))
 
 
 def _norm(
@@ -255,6 +268,7 @@ def small_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         "head_dim": head_dim,
         "intermediate_size": hidden if inner == real_hidden else 2 * hidden + 7,
         "embedding_size": hidden if sizes["embedding_size"] == real_hidden else hidden - 3,
+        **({"norm_gate_rank": 5} if "norm_gate_rank" in sizes else {}),
         **({"embedding_rows": 97} if "embedding_rows" in sizes else {}),
         **small_latents(sizes),
         **small_indexer(sizes),

@@ -28,6 +28,11 @@ def is_latent(answers: Mapping[str, Any]) -> bool:
     return answers.get("attention_kind") == "MLA"
 
 
+def reads_latents_itself(answers: Mapping[str, Any]) -> bool:
+    """Whether latents are read by an attention of the port's own."""
+    return is_latent(answers) and not answers.get("attention_base")
+
+
 def read_latent_sizes(answers: Mapping[str, Any]) -> dict[str, int]:
     """The widths among recorded answers; none without latent attention.
 
@@ -71,7 +76,7 @@ def small_latents(sizes: Mapping[str, int]) -> dict[str, int]:
     return {**_SMALL, **indexer, "q_lora_rank": q_rank}
 
 
-def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
+def latent_parameters(answers: Mapping[str, Any], sizes: Mapping[str, int]) -> Iterator[Row]:
     """Every parameter of one layer's attention, by its name in there."""
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     rank, q_rank = sizes["kv_lora_rank"], sizes["q_lora_rank"]
@@ -81,12 +86,17 @@ def latent_parameters(sizes: Mapping[str, int]) -> Iterator[Row]:
         yield "q_a_layernorm.weight", (q_rank,), None
     yield "o_proj.weight", (hidden, heads * value), 1
     yield "kv_a_layernorm.weight", (rank,), None
+    if answers.get("latent_rope_norm"):
+        yield "k_rope_layernorm.weight", (rope,), None
     query = "q_b_proj" if q_rank else "q_proj"
-    yield f"{query}.weight", (heads * (nope + rope), q_rank or hidden), 0
-    if "index_topk" in sizes:
+    rows = nope + rope + (value if answers.get("latent_gate") else 0)
+    read = (q_rank or hidden) * (2 if answers.get("latent_raw") else 1)
+    yield f"{query}.weight", (heads * rows, read), 0
+    if reads_latents_itself(answers):
         yield "kv_a_proj_with_mqa.weight", (rank + rope, hidden), None
         yield "kv_b_proj.weight", (heads * (nope + value), rank), 0
-        yield from _indexer_parameters(sizes)
+        if "index_topk" in sizes:
+            yield from _indexer_parameters(sizes)
         return
     yield "kv_a_proj.weight", (rank + rope, hidden), None
     yield "k_b_proj.weight", (heads * nope, rank), 0

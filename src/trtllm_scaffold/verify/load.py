@@ -17,7 +17,7 @@ from trtllm_scaffold.verify.expected import (
     tiling_problems,
 )
 from trtllm_scaffold.verify.expected_moe import division_problems, expert_division
-from trtllm_scaffold.verify.layer_heads import parameters_of_layers, read_layer_heads
+from trtllm_scaffold.verify.layer_sizes import parameters_of_layers, read_layer_sizes
 from trtllm_scaffold.verify.load_indices import index_problems
 from trtllm_scaffold.verify.load_run import (
     Shapes,
@@ -51,7 +51,7 @@ def check_load(
         InputError: If answers or headers are unreadable.
     """
     real = dict(sizes) if sizes is not None else read_sizes(port.answers)
-    heads = read_layer_heads(port.answers, real)
+    heads = read_layer_sizes(port.answers, real)
     tables = parameters_of_layers(port.answers, real, heads)
     stored = _from_header(checkpoint) if checkpoint else _expand(port.tensors)
     measured: dict[str, Any] = {
@@ -85,7 +85,7 @@ def _problems(
     table = read_weight_table(port.weights_module)
     if port.answers.get("embedding_rows"):
         real = {**real, "embedding_rows": _table_rows(port, table)}
-    heads = read_layer_heads(port.answers, real)
+    heads = read_layer_sizes(port.answers, real)
     tables = parameters_of_layers(port.answers, real, heads)
     partial = _partial(port, table)
     parameters = concrete(tables, real, partial)

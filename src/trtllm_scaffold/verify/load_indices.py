@@ -10,10 +10,10 @@ import numpy as np
 from trtllm_scaffold.errors import CheckFailed
 from trtllm_scaffold.verify.expected import small_sizes
 from trtllm_scaffold.verify.expected_moe import small_stored_shape
-from trtllm_scaffold.verify.layer_heads import (
+from trtllm_scaffold.verify.layer_sizes import (
     parameters_of_layers,
-    read_layer_heads,
-    small_layer_heads,
+    read_layer_sizes,
+    small_layer_sizes,
 )
 from trtllm_scaffold.verify.load_run import Shapes, compare, concrete, run_port
 from trtllm_scaffold.verify.parameter import Parameter
@@ -35,10 +35,10 @@ def index_problems(
 ) -> list[str]:
     """Run at small sizes on arrays whose every element is its own number."""
     small = small_sizes(real)
-    heads = read_layer_heads(port.answers, real)
+    heads = read_layer_sizes(port.answers, real)
     if partial or heads:  # which layers differ is said of the real number of layers
         small["num_hidden_layers"] = real["num_hidden_layers"]
-    few = small_layer_heads(heads, small) if heads else ()
+    few = small_layer_sizes(heads, small) if heads else ()
     after = parameters_of_layers(port.answers, small, few)
     wanted = concrete(after, small, partial)
     arrays: dict[str, Any] = {}
@@ -111,7 +111,10 @@ def _small_shapes(
                 first = item.names(layers)[0] if item.shapes else item.names()[0]
                 held = stored.get(first, item.shape)
                 before, after = (
-                    [of_layers[layers[0] if item.shapes else 0][name].shape for name in targets]
+                    [
+                        of_layers[layers[0] if len(of_layers) > 1 else 0][name].shape
+                        for name in targets
+                    ]
                     for of_layers in tables
                     for targets in (table.weights[item.name],)
                 )

@@ -13,6 +13,7 @@ from trtllm_scaffold.targets.contract import GENERATIONS
 from trtllm_scaffold.threads import one_thread
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
+from trtllm_scaffold.verify.expected_mla import reads_latents_itself
 from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
 from trtllm_scaffold.verify.port_files import PortFiles, read_port
 from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipped, verdict
@@ -231,8 +232,8 @@ class _Proof:
             checks.append(check_whole_model(case, self.files))
         if self.device == "cpu":
             return [*checks, skipped("CUDA graph", "needs a CUDA device")]
-        own = self.files.answers.get("attention_reference") or self.files.answers.get("indexer")
-        if own:
+        answers = self.files.answers
+        if answers.get("attention_reference") or reads_latents_itself(answers):
             return [*checks, skipped("CUDA graph", _NO_CAPTURE)]
         return [*checks, check_cuda_graph(case)]
 

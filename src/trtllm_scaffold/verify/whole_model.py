@@ -28,7 +28,11 @@ def whole_config(port: PortFiles, text: Any) -> Any:
     raw = dict(port.config)
     try:
         config_class: Any = CONFIG_MAPPING[raw["model_type"]]
-        whole = config_class.from_dict({**raw, str(port.answers["wrapper_key"]): text.to_dict()})
+        around = {**raw, str(port.answers["wrapper_key"]): text.to_dict()}
+        for name in port.answers.get("wrapper_following") or ():
+            part, _, key = str(name).partition(".")
+            around[part] = {**(around.get(part) or {}), key: text.hidden_size}
+        whole = config_class.from_dict(around)
     except Exception as error:  # configuration classes validate in their own ways
         problem = f"transformers cannot read the whole model's configuration: {error!r}"
         raise EnvironmentProblem(problem, where=str(port.root / "config.json")) from error
