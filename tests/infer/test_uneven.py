@@ -160,3 +160,10 @@ def test_small_sizes_of_layers_keep_what_the_real_ones_keep() -> None:
     assert small["02"]["num_key_value_heads"] == small["02"]["num_attention_heads"] == 2
     assert small["02"]["qk_nope_head_dim"] + 12 == 48, "a head is as wide as its two parts"
     assert small["4"]["kv_lora_rank"] not in tiny.values()
+
+
+def test_small_key_value_heads_are_no_more_than_heads() -> None:
+    full = {"num_attention_heads": 16, "num_key_value_heads": 8}
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    held = {0: {"num_key_value_heads": 1}, 1: {}}
+    assert small_entries(held, full, sizes) == {0: {"num_key_value_heads": 1}, 1: {}}

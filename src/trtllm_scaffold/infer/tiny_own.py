@@ -32,7 +32,7 @@ def small_entries(
         for name, value in entry.items() if isinstance(entry, Mapping) else ():
             role = ROLE_OF.get(name, "")
             if role in sizes and is_size(value) and (role, value) not in small:
-                small[role, value] = _unused(role, sizes[role], used)
+                small[role, value] = _unused(role, sizes[role], used, sizes.get(_HEADS[0]))
     return {
         place: _small_entry(entry, full, sizes, small) if isinstance(entry, Mapping) else entry
         for place, entry in held.items()
@@ -65,12 +65,17 @@ def small_unnamed(tiny: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str,
     return found
 
 
-def _unused(role: str, size: int, used: set[int]) -> int:
-    """A small size of its own: of heads an even number, so that two ranks can share them."""
+def _unused(role: str, size: int, used: set[int], heads: int | None = None) -> int:
+    """A small size of its own: of heads an even number, so that two ranks can share them.
+
+    Key-value heads are no more than `heads`: where no even number is left, there is one.
+    """
     wider: Iterable[int] = range(size + _STEP, 512, _STEP)
     if role in _HEADS:
-        wider = (n for n in (size // 2, *range(2 * size, 512, size)) if n > 1 and n % 2 == 0)
-    found = next(number for number in wider if number not in used)
+        most = heads if heads and role == _HEADS[1] else 511
+        even = (n for n in (size // 2, *range(2 * size, most + 1, size)) if n > 1 and n % 2 == 0)
+        wider = (*even, 1)
+    found = next((number for number in wider if number not in used), size)
     used.add(found)
     return found
 
