@@ -124,9 +124,9 @@ class Feed(nn.Module):
 
 
 class Floor(nn.Module):
-    def __init__(self, config):
+    def __init__(self, config, memory):
         super().__init__()
-        self.memory, self.feed = Memory(config), Feed(config)
+        self.memory, self.feed = memory, Feed(config)
         self.before, self.between = (Sieve(config.hidden_size, config.fuzz) for _ in range(2))
 
     def forward(self, x):
@@ -141,9 +141,14 @@ class LatentForCausalLM(PreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.tower = nn.ModuleList([Floor(config) for _ in range(config.num_hidden_layers)])
+        floors = range(config.num_hidden_layers)
+        self.tower = nn.ModuleList([Floor(config, self.memory(index)) for index in floors])
         self.out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def memory(self, index):
+        """The attention of one floor."""
+        return Memory(self.config)
 
     def get_input_embeddings(self):
         return self.words

@@ -109,10 +109,8 @@ class PickMemory(mla_fork.Memory):
 class PickForCausalLM(mla_fork.LatentForCausalLM):
     config_class = PickConfig
 
-    def __init__(self, config):
-        super().__init__(config)
-        for floor in self.tower:
-            floor.memory = PickMemory(config)
+    def memory(self, index):
+        return PickMemory(self.config)
 
 
 CLASSES = HFClasses(config_class=PickConfig, model_class=PickForCausalLM)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import mla_fork
 import torch
+from mla_fork import Sieve
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers import PretrainedConfig
 
 from trtllm_scaffold.sources.hf_class import HFClasses
 
@@ -54,15 +55,6 @@ class UnevenConfig(PretrainedConfig):
         self.floors = list(floors or plan[: self.num_hidden_layers])
         self.trick, self.own_sizes = trick, own_sizes
         super().__init__(**kwargs)
-
-
-class Sieve(nn.Module):
-    def __init__(self, size, eps):
-        super().__init__()
-        self.gain, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.gain
 
 
 def spin(x, width, base):
@@ -163,48 +155,11 @@ class Memory(nn.Module):
         return self.back((seen * opened).flatten(2))
 
 
-class Feed(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.one = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.two = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.three = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x):
-        return self.three(nn.functional.silu(self.one(x)) * self.two(x))
-
-
-class Floor(nn.Module):
-    def __init__(self, config, index):
-        super().__init__()
-        self.memory, self.feed = Memory(config, index), Feed(config)
-        self.before, self.between = (Sieve(config.hidden_size, config.fuzz) for _ in range(2))
-
-    def forward(self, x):
-        x = x + self.memory(self.before(x))
-        return x + self.feed(self.between(x))
-
-
-class UnevenForCausalLM(PreTrainedModel):
+class UnevenForCausalLM(mla_fork.LatentForCausalLM):
     config_class = UnevenConfig
-    _tied_weights_keys = {}
 
-    def __init__(self, config):
-        super().__init__(config)
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        floors = range(config.num_hidden_layers)
-        self.tower = nn.ModuleList([Floor(config, index) for index in floors])
-        self.out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self):
-        return self.words
-
-    def forward(self, input_ids, use_cache=False, return_dict=True, **kwargs):
-        x = self.words(input_ids)
-        for floor in self.tower:
-            x = floor(x)
-        return CausalLMOutput(logits=self.out(x))
+    def memory(self, index):
+        return Memory(self.config, index)
 
 
 CLASSES = HFClasses(config_class=UnevenConfig, model_class=UnevenForCausalLM)
