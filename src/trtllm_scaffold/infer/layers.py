@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -47,8 +48,15 @@ class Layer:
         """Whether a walk back stops here: the input, a linear layer's or a norm's output."""
         return value is self.input or value in self.linears or self.norms.at(value) is not None
 
-    def made_from(self, target: Value) -> tuple[list[Value], list[Value]]:
-        """The atoms that `target` is computed from, and the other values without an operation."""
+    def made_from(
+        self, target: Value, ends: Callable[[Value], bool] | None = None
+    ) -> tuple[list[Value], list[Value]]:
+        """The atoms that `target` is computed from, and the other values without an operation.
+
+        Args:
+            target: The value.
+            ends: Where the walk back stops besides.
+        """
         atoms: dict[Value, None] = {}
         leaves: list[Value] = []
         stack, seen = [target], set()
@@ -57,7 +65,7 @@ class Layer:
             if value in seen:
                 continue
             seen.add(value)
-            if self.is_atom(value):
+            if self.is_atom(value) or (ends is not None and ends(value)):
                 atoms[value] = None
             elif value.node is not None:
                 stack.extend(value.node.inputs)

@@ -131,18 +131,12 @@ def _source(layer: Layer, target: Value, what: str) -> Value:
 
 def sources(layer: Layer, target: Value) -> list[Value]:
     """Every boundary (projection, norm or clip) that `target` is made from, in order."""
-    found: dict[Value, None] = {}
-    stack, seen = [target], set()
-    while stack:
-        value = stack.pop()
-        if value in seen:
-            continue
-        seen.add(value)
+
+    def ends(value: Value) -> bool:
         clipped = value.node is not None and value.node.name in ("clamp", "hardtanh")
-        if clipped or layer.is_atom(value) or norm_of_heads(layer, value) is not None:
-            found[value] = None
-        elif value.node is not None:
-            stack.extend(value.node.inputs)
+        return clipped or norm_of_heads(layer, value) is not None
+
+    found, _ = layer.made_from(target, ends)
     return sorted(found, key=lambda value: value.index)
 
 
