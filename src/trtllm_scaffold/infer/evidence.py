@@ -51,7 +51,8 @@ class Witnesses:
         self.trace(fact, where, f"{shown} in two tiny models: {found.expr or 'the rope settings'}")
         for key in dict.fromkeys(names_in(found.expr)):
             value = read_key(self._config, key)
-            self.config(fact, key, value if isinstance(value, (int, float, str)) else "by layer")
+            told = "by layer" if isinstance(value, Mapping) else None
+            self.config(fact, key, value if isinstance(value, (int, float, str)) else told)
 
     def agree(self, fact: str, first: tuple[str, Plain], second: tuple[str, Plain]) -> None:
         """Hold two witnesses (where, value) to the same value.
