@@ -19,7 +19,7 @@ from trtllm_scaffold.infer.quantization import quantization_evidence, read_quant
 from trtllm_scaffold.infer.real_size import check_real_size
 from trtllm_scaffold.infer.shrink import shrink
 from trtllm_scaffold.infer.sizes import ObservedSizes, infer_sizes
-from trtllm_scaffold.infer.specs import Builder
+from trtllm_scaffold.infer.specs import SpecBuilder
 from trtllm_scaffold.infer.tiny_layers import own_sizes
 from trtllm_scaffold.infer.trace import Observation, observe
 from trtllm_scaffold.sources import Sources
@@ -45,7 +45,7 @@ def assemble(sources: Sources, classes: HFClasses) -> ModelSpec:
     witnesses = Witnesses(sources.raw, config, sources.where)
     _agree(witnesses, observations, config)
     fitter = Fitter([o.config for o in observations], config, held=sources.raw)
-    builder = Builder(observations, fitter, witnesses)
+    builder = SpecBuilder(observations, fitter, witnesses)
     checkpoint, stored = infer_checkpoint(
         observations[0].graph.model, observations[0].roles, config, classes, sources.header
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.builder import Builder
 from trtllm_scaffold.infer.indexer import IndexerFacts
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.labels import is_one
@@ -14,11 +15,8 @@ from trtllm_scaffold.infer.mla import MlaFacts
 from trtllm_scaffold.infer.norm import NormFacts
 from trtllm_scaffold.infer.rope import yarn_magnitude
 from trtllm_scaffold.infer.rotation import entries, explaining, score_scale
+from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import IndexerSpec, MlaSpec, Quantity
-
-if TYPE_CHECKING:
-    from trtllm_scaffold.infer.specs import Builder
-    from trtllm_scaffold.infer.trace import Observation
 
 _MEASURED = 1e-3
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from trtllm_scaffold.errors import Refused
+from trtllm_scaffold.infer.builder import Builder
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.labels import is_one
 from trtllm_scaffold.infer.mlp import MlpFacts
@@ -14,9 +15,6 @@ from trtllm_scaffold.infer.moe import MoeFacts
 from trtllm_scaffold.infer.tiny_moe import EXPERT_KEYS, WIDTH_KEYS
 from trtllm_scaffold.infer.trace import LayerFacts
 from trtllm_scaffold.spec import MlpSpec, MoeSpec, Quantity, RouterSpec, SharedSpec
-
-if TYPE_CHECKING:
-    from trtllm_scaffold.infer.specs import Builder
 
 _T = TypeVar("_T")
 

@@ -7,13 +7,13 @@ from typing import Any, get_args, get_type_hints
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.alibi import PAPER_BIAS, AlibiFacts
+from trtllm_scaffold.infer.builder import Builder
 from trtllm_scaffold.infer.conditions import per_layer
 from trtllm_scaffold.infer.kinds import Kind, Pattern
 from trtllm_scaffold.infer.labels import position_kind
 from trtllm_scaffold.infer.position import RopeFacts
 from trtllm_scaffold.infer.rotation import contradiction, entries, explaining, shown_theta
 from trtllm_scaffold.infer.sinusoid import read_sinusoid
-from trtllm_scaffold.infer.specs import Builder
 from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import (
     AlibiSpec,

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.attention import AttentionFacts
 from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts
-from trtllm_scaffold.infer.evidence import Witnesses
+from trtllm_scaffold.infer.builder import MEASURED, Builder
 from trtllm_scaffold.infer.expressions import WITH_INTEGER
 from trtllm_scaffold.infer.keys import SYNONYMS
 from trtllm_scaffold.infer.kinds import Kind, Pattern
 from trtllm_scaffold.infer.labels import is_one
-from trtllm_scaffold.infer.layer_configs import OwnSizes, own_sizes_of
 from trtllm_scaffold.infer.layer_numbers import COEFFICIENTS, layer_factor
 from trtllm_scaffold.infer.mla_specs import build_mla, head_width, latent_scale
 from trtllm_scaffold.infer.moe_specs import FeedForwardBuilder
 from trtllm_scaffold.infer.norm import NormFacts
-from trtllm_scaffold.infer.quantity import Fitter
 from trtllm_scaffold.infer.query_factor import QueryFactorFacts
 from trtllm_scaffold.infer.roles import norm_name
 from trtllm_scaffold.infer.rotation import score_scale
-from trtllm_scaffold.infer.trace import LayerFacts, Observation
+from trtllm_scaffold.infer.trace import Observation
 from trtllm_scaffold.spec import (
     AttentionSpec,
     BlockIndexerSpec,
@@ -31,7 +29,6 @@ from trtllm_scaffold.spec import (
     EmbeddingSpec,
     HeadSpec,
     LayerKind,
-    NormGateSpec,
     NormSpec,
     QKNormSpec,
     Quantity,
@@ -39,71 +36,10 @@ from trtllm_scaffold.spec import (
     RopeSpec,
 )
 
-_MEASURED = 1e-3  # relative error of numbers that were solved for, not read
-
 
 @dataclass(frozen=True, repr=False)
-class Builder:
-    """Builds specs from observations whose structure agrees.
-
-    Attributes:
-        observations: One per tiny configuration.
-        fitter: Attributes numbers to configuration keys.
-        witnesses: Gathers the evidence.
-        picks: For each observation the layer to read; the first where empty.
-        own: Where layers have numbers of their own, which `fitter` reads then.
-    """
-
-    observations: Sequence[Observation]
-    fitter: Fitter
-    witnesses: Witnesses
-    picks: tuple[int, ...] = ()
-    own: OwnSizes | None = None
-
-    @property
-    def first(self) -> LayerFacts:
-        """The layer to read of the first observation."""
-        return self.at(self.observations[0])
-
-    def at(self, observation: Observation) -> LayerFacts:
-        """The layer to read of an observation."""
-        picks = dict(zip(map(id, self.observations), self.picks, strict=False))
-        return observation.layers[picks.get(id(observation), 0)]
-
-    def fit(
-        self,
-        fact: str,
-        read: Callable[[Observation], int | float],
-        *,
-        where: str = "",
-        hints: Sequence[str] = (),
-        rtol: float = 1e-5,
-    ) -> Quantity:
-        """Attribute a number that `read` takes from each observation.
-
-        Raises:
-            Refused: No key explains it.
-        """
-        seen = tuple(read(observation) for observation in self.observations)
-        found = self.fitter.fit(fact, seen, hints=hints, rtol=rtol)
-        if self.own is not None:
-            found = self.own.written(found)
-        self.witnesses.quantity(fact, where or self.first.layer.name, seen, found)
-        return found
-
-    def of(self, kind: Kind) -> Builder:
-        """The builder that reads layers of this kind."""
-        real, layers = self.fitter.real_config, kind.layers or (0,)
-        own = own_sizes_of(real)
-        if own is None:
-            return replace(self, picks=kind.picks)
-        own.check_alike(real, layers)
-        configs = [
-            own.config(o.config, pick)
-            for o, pick in zip(self.observations, kind.picks, strict=True)
-        ]
-        fitter = Fitter(configs, own.config(real, layers[0]), held=self.fitter.held)
-        return replace(self, picks=kind.picks, fitter=fitter, own=own)
+class SpecBuilder(Builder):
+    """Builds the spec of each axis."""
 
     def layer(
         self,
@@ -130,44 +66,6 @@ class Builder:
         attention = replace(spec, chunked=windowed.chunked)
         feed = FeedForwardBuilder(replace(self, picks=kind.mlp_picks))
         return LayerKind(attention, feed.mlp(), block, rope, kind.condition, feed.moe())
-
-    def norm(self, fact: str, read: Callable[[Observation], NormFacts]) -> NormSpec:
-        """The spec of one norm."""
-        facts = read(self.observations[0])
-        eps = self.fit(fact, lambda o: read(o).eps, where=facts.name, rtol=_MEASURED)
-        return NormSpec(
-            kind=facts.kind,
-            eps=eps,
-            weight=facts.weight is not None,
-            bias=facts.bias is not None,
-            plus_one=facts.plus_one,
-            gate=self._norm_gate(read),
-        )
-
-    def _norm_gate(self, read: Callable[[Observation], NormFacts]) -> NormGateSpec | None:
-        if read(self.observations[0]).gate is None:
-            return None
-
-        def rank(observation: Observation) -> int:
-            gate = read(observation).gate
-            assert gate is not None
-            return gate.rank
-
-        return NormGateSpec(self.fit("norm.gate_rank", rank, hints=SYNONYMS["norm_gate_rank"]))
-
-    def optional_norm(
-        self, fact: str, read: Callable[[Observation], NormFacts | None]
-    ) -> NormSpec | None:
-        """The spec of a norm that may be absent."""
-        if read(self.observations[0]) is None:
-            return None
-
-        def present(observation: Observation) -> NormFacts:
-            found = read(observation)
-            assert found is not None
-            return found
-
-        return self.norm(fact, present)
 
     def _window(self, listed: Quantity | None) -> Quantity | None:
         windows = tuple(self.at(o).attention.window for o in self.observations)
@@ -260,7 +158,7 @@ class Builder:
             assert found is not None
             return found
 
-        scale = self.fit("attention.query_factor.scale", lambda o: read(o).scale, rtol=_MEASURED)
+        scale = self.fit("attention.query_factor.scale", lambda o: read(o).scale, rtol=MEASURED)
         period = self.fit(
             "attention.query_factor.period", lambda o: read(o).period, hints=("floor_scale",)
         )
@@ -342,15 +240,6 @@ class Builder:
         if all(is_one(value) for value in seen):
             return None
         return self._layer_fit(fact, lambda f: getattr(f.block, which))
-
-    def _layer_fit(self, fact: str, read: Callable[[LayerFacts], int | float]) -> Quantity:
-        hints = SYNONYMS.get(fact.rpartition(".")[2], ())
-        return self.fit(fact, lambda o: read(self.at(o)), hints=hints)
-
-    def _optional(self, fact: str, read: Callable[[LayerFacts], float | None]) -> Quantity | None:
-        if read(self.first) is None:
-            return None
-        return self.fit(fact, lambda o: read(self.at(o)) or 0.0)
 
     def embedding(self) -> EmbeddingSpec:
         """The spec of the token embedding."""
