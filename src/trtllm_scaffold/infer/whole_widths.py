@@ -7,7 +7,7 @@ from typing import Any
 
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.infer.effective import effective
-from trtllm_scaffold.sources.wrapper import Wrapper, whole_config
+from trtllm_scaffold.sources.wrapper import Wrapper, whole_config, with_widths
 
 _WIDTH = "hidden_size"
 
@@ -50,12 +50,3 @@ def following_widths(
         if accepts(fewer):
             found = fewer
     return tuple(found)
-
-
-def with_widths(raw: Mapping[str, Any], keys: Iterable[str], width: Any) -> dict[str, Any]:
-    """`raw` with `width` under each of `keys`, which name a part and a key in it."""
-    found = dict(raw)
-    for name in keys:
-        part, _, key = name.partition(".")
-        found[part] = {**(found.get(part) or {}), key: width}
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,15 @@ def whole_config(raw: Mapping[str, Any], config_class: Any, where: str = "config
             f"{config_class.__name__} rejects the configuration: {type(error).__name__}: {text}",
             where=where,
         ) from error
+
+
+def with_widths(raw: Mapping[str, Any], keys: Iterable[str], width: Any) -> dict[str, Any]:
+    """`raw` with `width` under each of `keys`, which name a part and a key in it."""
+    found = dict(raw)
+    for name in keys:
+        part, _, key = name.partition(".")
+        found[part] = {**(found.get(part) or {}), key: width}
+    return found
 
 
 def _causal_class(

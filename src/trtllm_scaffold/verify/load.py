@@ -51,8 +51,8 @@ def check_load(
         InputError: If answers or headers are unreadable.
     """
     real = dict(sizes) if sizes is not None else read_sizes(port.answers)
-    heads = read_layer_sizes(port.answers, real)
-    tables = parameters_of_layers(port.answers, real, heads)
+    layers = read_layer_sizes(port.answers, real)
+    tables = parameters_of_layers(port.answers, real, layers)
     stored = _from_header(checkpoint) if checkpoint else _expand(port.tensors)
     measured: dict[str, Any] = {
         "stored_tensors": len(stored),
@@ -85,8 +85,8 @@ def _problems(
     table = read_weight_table(port.weights_module)
     if port.answers.get("embedding_rows"):
         real = {**real, "embedding_rows": _table_rows(port, table)}
-    heads = read_layer_sizes(port.answers, real)
-    tables = parameters_of_layers(port.answers, real, heads)
+    layers = read_layer_sizes(port.answers, real)
+    tables = parameters_of_layers(port.answers, real, layers)
     partial = _partial(port, table)
     parameters = concrete(tables, real, partial)
     measured["parameters"] = len(parameters)

@@ -35,16 +35,16 @@ def index_problems(
 ) -> list[str]:
     """Run at small sizes on arrays whose every element is its own number."""
     small = small_sizes(real)
-    heads = read_layer_sizes(port.answers, real)
-    if partial or heads:  # which layers differ is said of the real number of layers
+    layers = read_layer_sizes(port.answers, real)
+    if partial or layers:  # which layers differ is said of the real number of layers
         small["num_hidden_layers"] = real["num_hidden_layers"]
-    few = small_layer_sizes(heads, small) if heads else ()
+    few = small_layer_sizes(layers, small) if layers else ()
     after = parameters_of_layers(port.answers, small, few)
     wanted = concrete(after, small, partial)
     arrays: dict[str, Any] = {}
     first = 0
     starts: list[tuple[int, str]] = []
-    before = parameters_of_layers(port.answers, real, heads)
+    before = parameters_of_layers(port.answers, real, layers)
     shapes, dropped = _small_shapes(table, port, stored, (before, after), (real, small))
     for name, shape in shapes.items():
         count = int(np.prod(shape))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from trtllm_scaffold.errors import EnvironmentProblem
+from trtllm_scaffold.sources.wrapper import with_widths
 from trtllm_scaffold.verify.harness import build_model
 from trtllm_scaffold.verify.locate import relative_error
 from trtllm_scaffold.verify.parity import BACKENDS, FP32_BOUND, Case
@@ -29,10 +30,8 @@ def whole_config(port: PortFiles, text: Any) -> Any:
     try:
         config_class: Any = CONFIG_MAPPING[raw["model_type"]]
         around = {**raw, str(port.answers["wrapper_key"]): text.to_dict()}
-        for name in port.answers.get("wrapper_following") or ():
-            part, _, key = str(name).partition(".")
-            around[part] = {**(around.get(part) or {}), key: text.hidden_size}
-        whole = config_class.from_dict(around)
+        following = port.answers.get("wrapper_following") or ()
+        whole = config_class.from_dict(with_widths(around, following, text.hidden_size))
     except Exception as error:  # configuration classes validate in their own ways
         problem = f"transformers cannot read the whole model's configuration: {error!r}"
         raise EnvironmentProblem(problem, where=str(port.root / "config.json")) from error
