@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.attention_facts import AttentionFacts
 from trtllm_scaffold.infer.head import DenseFacts
 from trtllm_scaffold.infer.layer_names import fold_number
 from trtllm_scaffold.infer.mla import MlaFacts

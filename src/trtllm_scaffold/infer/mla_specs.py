@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.attention_facts import AttentionFacts
 from trtllm_scaffold.infer.builder import Builder
 from trtllm_scaffold.infer.indexer import IndexerFacts
 from trtllm_scaffold.infer.keys import SYNONYMS

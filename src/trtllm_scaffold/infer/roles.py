@@ -9,7 +9,7 @@ import torch
 
 from trtllm_scaffold.errors import Refused
 from trtllm_scaffold.infer.algebra import Linear
-from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.attention_facts import AttentionFacts
 from trtllm_scaffold.infer.block import BlockFacts
 from trtllm_scaffold.infer.embedding import EmbeddingFacts
 from trtllm_scaffold.infer.graph import Graph

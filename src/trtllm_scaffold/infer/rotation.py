@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trtllm_scaffold.errors import InputError, Refused
-from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.attention_facts import AttentionFacts
 from trtllm_scaffold.infer.normalize import is_per_layer_type, rope_parameters
 from trtllm_scaffold.infer.position import RopeFacts, geometric_theta
 from trtllm_scaffold.infer.rope import attention_factor, explains

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.attention import AttentionFacts
+from trtllm_scaffold.infer.attention_facts import AttentionFacts
 from trtllm_scaffold.infer.block_indexer import BlockIndexerFacts
 from trtllm_scaffold.infer.builder import MEASURED, Builder
 from trtllm_scaffold.infer.expressions import WITH_INTEGER

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trtllm_scaffold.errors import Refused
-from trtllm_scaffold.infer.attention import AttentionFacts, read_attention
+from trtllm_scaffold.infer.attention import read_attention
+from trtllm_scaffold.infer.attention_facts import AttentionFacts
 from trtllm_scaffold.infer.block import BlockFacts, read_block
 from trtllm_scaffold.infer.effective import one_line
 from trtllm_scaffold.infer.embedding import EmbeddingFacts, read_embedding
