@@ -89,15 +89,15 @@ def test_one_row_times_a_weight(dtype, rows, width):
 
 
 def paged_cache(dtype, lens, kv_heads, head_dim, size=8):
-    """A cache of scattered blocks, its table, and the keys and values as dense tensors."""
+    """A layer of a pool, its scattered blocks' table, and the keys and values as dense tensors."""
     width = -(-max(lens) // size)
     total = len(lens) * width
-    cache = rand(total, 2, size, kv_heads, head_dim, dtype=dtype, seed=7)
+    cache = rand(total, 3, 2, size, kv_heads, head_dim, dtype=dtype, seed=7)[:, 1]
     order = torch.randperm(total, generator=torch.Generator().manual_seed(3))
     table = order.view(len(lens), width).to(DEVICE)
     at = torch.arange(width * size, device=DEVICE)
     who = torch.arange(len(lens), device=DEVICE).unsqueeze(1)
-    slots = slots_of_tokens(table, who, at, size)
+    slots = slots_of_tokens(table, who, at, size, 6 * size)
     return cache, table, *read_cache(cache, slots, torch.float32)
 
 
@@ -141,8 +141,9 @@ def test_rotation_and_storing(dtype, neox, rotary):
     qkv = rand(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     table = rand(50, 2, rotary // 2, dtype=torch.float32)
     positions = torch.tensor([3, 49, 0, 7, 11], device=DEVICE)
-    cache = torch.zeros(6, 2, 4, kv_heads, head_dim, dtype=dtype, device=DEVICE)
-    slots = torch.tensor([8, 1, 43, 0, 16], device=DEVICE)
+    pool = torch.zeros(6, 3, 2, 4, kv_heads, head_dim, dtype=dtype, device=DEVICE)
+    cache = pool[:, 1]
+    slots = torch.tensor([24, 1, 123, 0, 50], device=DEVICE)
     parts = qkv.clone().view(tokens, -1, head_dim).split([heads, kv_heads, kv_heads], 1)
     cos, sin = table[positions].unbind(1)
     q, k = (rotate_heads(part, cos, sin, neox) for part in parts[:2])
@@ -154,7 +155,7 @@ def test_rotation_and_storing(dtype, neox, rotary):
         near(found, wanted, dtype)
     stored_keys, stored_values = read_cache(cache, slots.unsqueeze(1), dtype)
     assert torch.equal(stored_keys[:, 0], got[1]) and torch.equal(stored_values[:, 0], got[2])
-    assert int(cache.flatten(0, 2).flatten(1).any(1).sum()) == 2 * tokens
+    assert int(pool.flatten(0, 3).flatten(1).any(1).sum()) == 2 * tokens
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,10 +210,10 @@ def test_the_step_to_the_next_token():
     who = torch.arange(3, device=DEVICE)
     ids = at.int().unsqueeze(0)
     tokens, queries, lens = at.clone(), at.clone().unsqueeze(1), at + 1
-    slots = slots_of_tokens(table, who, at, 4)
-    advance(ids, tokens, queries, lens, slots, table, 4)
+    slots = slots_of_tokens(table, who, at, 4, 24)
+    advance(ids, tokens, queries, lens, slots, table, 4, 24)
     for found, wanted in ((ids[0], at + 1), (tokens, at + 1), (queries[:, 0], at + 1)):
         assert torch.equal(found.long(), wanted)
     assert torch.equal(lens, at + 2)
     # The last sequence is full: its slot stays inside its last block.
-    assert slots.tolist() == [4 * 8 + 3, 1 * 8 + 0, 7 * 8 + 0]
+    assert slots.tolist() == [4 * 24 + 3, 1 * 24 + 0, 7 * 24 + 0]

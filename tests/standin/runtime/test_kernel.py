@@ -301,6 +301,47 @@ def test_blocks_are_shared_out_and_taken_back(generation):
         cache.get_buffers(2)
 
 
+@states("B-20", "B-21")
+def test_the_blocks_of_a_batch_are_on_the_device(generation):
+    """Where a token's key and value lie, by the table alone and by the manager's lists."""
+    cache = manager(num_layers=3)
+    layer = create_attention("TRTLLM", 1, HEADS, DIM, KV)
+    cache.add_dummy_requests([0, 1], [20, 9])
+    md = layer.Metadata(max_num_requests=3, max_num_tokens=20, kv_cache_manager=cache)
+    assert md.kv_cache_block_offsets is None
+    md.request_ids, md.seq_lens = [1, 0], torch.tensor([3, 1], dtype=torch.int)
+    md.num_contexts = 1
+    md.kv_cache_params = KVCacheParams(use_cache=True, num_cached_tokens_per_seq=[0, 17])
+    md.prepare()
+    assert md.kv_lens_cuda.tolist() == [3, 18] and md.kv_lens_cuda.dtype == torch.int32
+    table = md.kv_cache_block_offsets
+    assert table.dtype == torch.int32 and table.shape == (1, 2, 2, cache.max_blocks_per_seq)
+    held = cache.get_buffers(1)
+    assert not held.is_contiguous() and held.stride(0) == 3 * 2 * held.stride(1)
+    held.copy_(torch.randn(held.shape))
+    for row, blocks in enumerate(cache.get_batch_cache_indices([1, 0])):
+        for kind in range(2):
+            for place, block in enumerate(blocks):
+                start = int(table[0, row, kind, place]) * held.stride(1)
+                found = held.as_strided(
+                    held.shape[2:], held.stride()[2:], held.storage_offset() + start
+                )
+                assert torch.equal(found, held[block, kind])
+            assert table[0, row, kind, len(blocks) :].eq(-1).all()
+    assert md.host_kv_cache_pool_mapping.tolist() == [[0, 0], [0, 1], [0, 2]]
+    for backend in ("VANILLA", "FLASHINFER"):
+        other = create_attention(backend, 0, HEADS, DIM, KV).Metadata
+        assert not hasattr(other, "kv_cache_block_offsets")
+
+
+@states("B-7")
+def test_layers_that_differ_have_pools_of_their_own(generation):
+    cache = manager(num_layers=2, num_kv_heads=[1, 2])
+    assert cache.num_pools == 2
+    assert cache.kv_cache_pool_mapping.tolist() == [[0, 0], [1, 0]]
+    assert cache.get_buffers(1).is_contiguous()
+
+
 @states("D-9")
 def test_heads_and_layers_of_a_rank(generation):
     mapping = Mapping(world_size=4, tp_size=2, pp_size=2, rank=3)

@@ -24,12 +24,12 @@ class Segment:
         longest: Cached and new tokens of the longest sequence.
         fixed: Whether a CUDA graph may replay this run with other lengths.
         query_lens: ``[sequences]`` new tokens of each sequence.
-        kv_lens: ``[sequences]`` cached and new tokens of each sequence.
+        kv_lens: ``[sequences]`` int32, cached and new tokens of each sequence.
         positions: ``[sequences, queries]`` position of each padded query, 0 in the padding.
         gather: ``[sequences, queries]`` packed token (from ``first_token``) of each padded
             query, or None if every sequence has ``num_queries`` tokens.
         scatter: ``[tokens]`` place of each packed token in the padding, or None likewise.
-        slots: ``[sequences, keys]`` row of the flattened cache of each key, 0 in the padding.
+        slots: ``[sequences, keys]`` row of a layer's cache of each key, 0 in the padding.
         block_table: ``[sequences, blocks]`` cache blocks of each sequence, None without a cache.
         masks: Masks already made for this batch, by their parameters.
     """
@@ -86,12 +86,14 @@ class Batch:
 
     Attributes:
         token_positions: ``[tokens]`` position of each packed token in its sequence.
-        token_slots: ``[tokens]`` row of the flattened cache of each token's key, None without
-            a cache.
+        token_slots: ``[tokens]`` row of a layer's cache of each token's key, None without a
+            cache.
+        kv_lens: ``[sequences]`` int32, cached and new tokens of each sequence.
         segments: The prefill run and the generation run, those that exist.
     """
 
     token_positions: torch.Tensor
+    kv_lens: torch.Tensor
     token_slots: torch.Tensor | None
     segments: tuple[Segment, ...]
 
@@ -127,10 +129,12 @@ class CacheBlocks:
     Attributes:
         table: ``[sequences, blocks]`` on the CPU, 0 where a sequence has no more blocks.
         size: Positions per block.
+        rows: Rows of a layer's cache from one block to the next.
     """
 
     table: torch.Tensor
     size: int
+    rows: int
 
 
 def build_batch(
@@ -155,14 +159,16 @@ def build_batch(
     position = within + old[sequence]
     slots = None
     if blocks is not None:
-        rows = slots_of_tokens(blocks.table, sequence, position, blocks.size)
+        rows = slots_of_tokens(blocks.table, sequence, position, blocks.size, blocks.rows)
         slots = buffers.store("token_slots", rows)
     runs = ((0, num_contexts), (num_contexts, len(lens)))
+    kv_lens = buffers.store("kv_lens", (counts + old).to(torch.int32))
     return Batch(
         token_positions=buffers.store("token_positions", position),
+        kv_lens=kv_lens,
         token_slots=slots,
         segments=tuple(
-            _segment(first, last, counts, old, first < num_contexts, blocks, buffers)
+            _segment(first, last, counts, old, kv_lens, first < num_contexts, blocks, buffers)
             for first, last in runs
             if last > first
         ),
@@ -174,13 +180,14 @@ def _segment(
     last: int,
     counts: torch.Tensor,
     old: torch.Tensor,
+    kv_lens: torch.Tensor,
     is_context: bool,
     blocks: CacheBlocks | None,
     buffers: Buffers,
 ) -> Segment:
     start = int(counts[:first].sum())
     mine, past = counts[first:last], old[first:last]
-    kv_lens = mine + past
+    longest = int((mine + past).max())
     num_queries = int(mine.max())
     column = torch.arange(num_queries)
     inside = column < mine.unsqueeze(1)
@@ -193,11 +200,11 @@ def _segment(
         begin = start + (mine.cumsum(0) - mine).unsqueeze(1)
         slots = begin + torch.where(inside, column, 0)
     else:
-        num_keys = blocks.table.shape[1] * blocks.size if buffers.frozen else int(kv_lens.max())
+        num_keys = blocks.table.shape[1] * blocks.size if buffers.frozen else longest
         table = buffers.store(f"{kind}_blocks", blocks.table[first:last])
         row = torch.arange(last - first, device=buffers.device).unsqueeze(1)
         column = torch.arange(num_keys, device=buffers.device)
-        slots = slots_of_tokens(table, row, column, blocks.size)
+        slots = slots_of_tokens(table, row, column, blocks.size, blocks.rows)
     return Segment(
         first_token=start,
         num_tokens=int(mine.sum()),
@@ -206,10 +213,10 @@ def _segment(
         num_keys=num_keys,
         is_context=is_context,
         starts_empty=not bool(past.any()),
-        longest=int(kv_lens.max()),
+        longest=longest,
         fixed=buffers.frozen,
         query_lens=buffers.store(f"{kind}_query_lens", mine),
-        kv_lens=buffers.store(f"{kind}_kv_lens", kv_lens),
+        kv_lens=kv_lens[first:last],
         positions=buffers.store(f"{kind}_positions", positions),
         gather=gather,
         scatter=scatter,

@@ -11,20 +11,32 @@ def slots_of_tokens(
     sequence: torch.Tensor,
     position: torch.Tensor,
     tokens_per_block: int,
+    rows_per_block: int,
 ) -> torch.Tensor:
-    """Row of the flattened cache that holds the key of each token.
+    """Row of :func:`cache_rows` that holds the key of each token.
 
-    A cache ``[blocks, 2, tokens_per_block, kv_heads, head_dim]`` flattened over its first three
-    axes keeps the value ``tokens_per_block`` rows after its key.
+    The value lies ``tokens_per_block`` rows after its key.
 
     Args:
         block_table: ``[sequences, blocks]`` block of each run of ``tokens_per_block`` positions.
         sequence: Index of the sequence of each token, any shape.
         position: Position of each token in its sequence, same shape.
         tokens_per_block: Positions per block.
+        rows_per_block: Rows from one block to the next, the layers of a pool together.
     """
     block = block_table[sequence, position // tokens_per_block]
-    return block * (2 * tokens_per_block) + position % tokens_per_block
+    return block * rows_per_block + position % tokens_per_block
+
+
+def cache_rows(cache: torch.Tensor) -> torch.Tensor:
+    """The rows ``[rows, kv_heads, head_dim]`` of a layer's pool, from the layer's first on.
+
+    Args:
+        cache: ``[blocks, 2 or 1, tokens_per_block, kv_heads, head_dim]`` of one layer.
+    """
+    width = cache.stride(2)
+    count = (cache.stride(0) * (cache.shape[0] - 1) + cache.stride(1) * cache.shape[1]) // width
+    return cache.as_strided((count, *cache.shape[3:]), cache.stride()[2:])
 
 
 def write_cache(
@@ -38,7 +50,7 @@ def write_cache(
         keys: ``[tokens, kv_heads, head_dim]``.
         values: ``[tokens, kv_heads, head_dim]``.
     """
-    flat = cache.flatten(0, 2)
+    flat = cache_rows(cache)
     flat.index_copy_(0, slots, keys.to(cache.dtype))
     flat.index_copy_(0, slots + cache.shape[2], values.to(cache.dtype))
 
@@ -47,7 +59,7 @@ def read_cache(
     cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values ``[sequences, keys, kv_heads, head_dim]`` at ``slots`` [sequences, keys]."""
-    flat = cache.flatten(0, 2)
+    flat = cache_rows(cache)
     picked = slots.reshape(-1)
     shape = (*slots.shape, *flat.shape[1:])
     keys = flat.index_select(0, picked).view(shape)

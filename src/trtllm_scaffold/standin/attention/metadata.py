@@ -264,7 +264,7 @@ class AttentionMetadata:
         for row, owned in enumerate(blocks):
             used = owned[:width]
             table[row, : len(used)] = torch.tensor(used, dtype=torch.int64)
-        return CacheBlocks(table, size)
+        return CacheBlocks(table, size, int(self.kv_cache_manager.rows_per_block))
 
     def _device(self) -> torch.device:
         manager = self.__dict__.get("kv_cache_manager")
@@ -279,7 +279,43 @@ class AttentionMetadata:
 
 
 class TrtllmAttentionMetadata(AttentionMetadata):
-    """Metadata of the TRTLLM backend."""
+    """Metadata of the TRTLLM backend, which also has the cache's blocks on the device.
+
+    Attributes:
+        kv_cache_block_offsets: ``[pools, sequences, 2, max_blocks_per_seq]`` int32: where the
+            keys and the values of a sequence's blocks are, from the layer's first block on and
+            counted in blocks of one layer's keys. None without a cache.
+    """
+
+    kv_cache_block_offsets: torch.Tensor | None = None
+
+    @property
+    def kv_lens_cuda(self) -> torch.Tensor:
+        """``[sequences]`` int32 cached and new tokens of each sequence."""
+        return self.prepared().kv_lens
+
+    @property
+    def host_kv_cache_pool_mapping(self) -> torch.Tensor | None:
+        """``[local layers, 2]`` pool of each layer and its place there, on the CPU."""
+        manager = self.kv_cache_manager
+        return None if manager is None else manager.kv_cache_pool_mapping
+
+    def prepare(self) -> None:
+        """As the base, and write the block offsets."""
+        super().prepare()
+        manager = self.kv_cache_manager
+        if manager is None:
+            return
+        owned = manager.get_batch_cache_indices(self.request_ids)
+        # What lies behind a sequence's last block is whatever an earlier batch had there.
+        table = torch.full((len(owned), manager.max_blocks_per_seq), -1, dtype=torch.int32)
+        for row, blocks in enumerate(owned):
+            table[row, : len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+        step = manager.rows_per_block // manager.tokens_per_block
+        keys = torch.where(table < 0, table, table * step)
+        values = torch.where(table < 0, table, keys + manager.kv_factor - 1)
+        both = torch.stack([keys, values], dim=1).expand(manager.num_pools, -1, -1, -1)
+        self.kv_cache_block_offsets = self._buffers().store("block_offsets", both)
 
 
 class FlashInferAttentionMetadata(AttentionMetadata):

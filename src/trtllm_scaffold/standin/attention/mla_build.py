@@ -10,6 +10,7 @@ from torch import nn
 
 from trtllm_scaffold.standin.attention import build
 from trtllm_scaffold.standin.attention.batch import Segment
+from trtllm_scaffold.standin.attention.kernel import cache_rows
 from trtllm_scaffold.standin.attention.metadata import AttentionMetadata
 from trtllm_scaffold.standin.attention.selection import get_attention_backend
 from trtllm_scaffold.standin.executor.bindings import CacheType
@@ -132,20 +133,15 @@ def stored(
     manager = metadata.kv_cache_manager
     if manager is None:
         return lambda segment: latents[segment.slots]
-    cache, size = _latent_cache(layer, manager), int(manager.tokens_per_block)
-
-    def rows(slots: torch.Tensor) -> torch.Tensor:
-        """Rows of this cache from those of one that holds keys and values."""
-        return slots // (2 * size) * size + slots % (2 * size)
-
+    cache = _latent_cache(layer, manager)
     slots = metadata.prepared().token_slots
     assert slots is not None
-    cache.index_copy_(0, rows(slots), latents.to(cache.dtype))
-    return lambda segment: cache[rows(segment.slots)].to(latents.dtype)
+    cache.index_copy_(0, slots, latents.to(cache.dtype))
+    return lambda segment: cache[segment.slots].to(latents.dtype)
 
 
 def _latent_cache(layer: MLA, manager: Any) -> torch.Tensor:
-    """``[blocks * tokens_per_block, kv_lora_rank + rope]`` of the layer.
+    """``[rows, kv_lora_rank + rope]``, the rows of the layer's pool.
 
     Raises:
         ValueError: If the cache was made for keys and values, or for another width.
@@ -157,4 +153,4 @@ def _latent_cache(layer: MLA, manager: Any) -> torch.Tensor:
             f"MLA needs a SELFKONLY cache with one head of width {width}, this one is "
             f"{manager.kv_cache_type.name} with {held.shape[3]} heads of width {held.shape[4]}"
         )
-    return held.view(-1, width)
+    return cache_rows(held).squeeze(1)

@@ -91,7 +91,7 @@ class DecodeGraph:
     def _advance(self, batch: Batch) -> None:
         from trtllm_scaffold.standin.kernels.advance import advance
 
-        (segment,) = batch.segments
+        (segment,), manager = batch.segments, self.metadata.kv_cache_manager
         assert segment.block_table is not None and batch.token_slots is not None
         advance(
             self.position_ids,
@@ -100,7 +100,8 @@ class DecodeGraph:
             segment.kv_lens,
             batch.token_slots,
             segment.block_table,
-            self.metadata.kv_cache_manager.tokens_per_block,
+            manager.tokens_per_block,
+            manager.rows_per_block,
         )
 
 

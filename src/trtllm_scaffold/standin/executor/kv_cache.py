@@ -31,7 +31,16 @@ class KVCacheManager:
     """A paged cache of the layers of this pipeline stage.
 
     Layer ``i`` owns ``[blocks, 2, tokens_per_block, kv_heads, head_dim]``, or, if the type is
-    SELFKONLY, one in place of the 2; a request owns the same block numbers in every layer.
+    SELFKONLY, one in place of the 2; a request owns the same block numbers in every layer. All
+    layers lie in one pool, those of a block side by side, so a layer's tensor is not contiguous;
+    layers that differ in heads or windows have a pool each.
+
+    Attributes:
+        num_pools: Number of pools.
+        kv_cache_pool_mapping: ``[local layers, 2]`` int32 on the CPU: the pool of each layer, and
+            its place among the pool's layers.
+        max_blocks_per_seq: Blocks of the longest sequence.
+        rows_per_block: Rows ``[kv_heads, head_dim]`` of a pool from one block to the next.
 
     Raises:
         ValueError: If the windows of the layers differ and there is no ``model_config`` (the
@@ -84,18 +93,8 @@ class KVCacheManager:
         self._windows = self._layer_windows(kv_cache_config, model_config)
         self.device = runtime_device()
         self.num_blocks = self._count_blocks(kv_cache_config)
-        self._buffers = [
-            torch.zeros(
-                self.num_blocks,
-                self.kv_factor,
-                tokens_per_block,
-                heads,
-                head_dim,
-                dtype=TORCH_TYPES[dtype],
-                device=self.device,
-            )
-            for heads in self.num_kv_heads_per_layer
-        ]
+        self.max_blocks_per_seq = -(-max_seq_len // tokens_per_block)
+        self._make_pools()
         # Every second block first: neighbours in a sequence are never neighbours in memory, so
         # code that forgets the block table cannot pass by luck.
         order = [*range(0, self.num_blocks, 2), *range(1, self.num_blocks, 2)]
@@ -193,6 +192,30 @@ class KVCacheManager:
         return self._windows[layer_idx] if self._windows else None
 
     # ------------------------------------------------------------------ internals
+
+    def _make_pools(self) -> None:
+        heads = self.num_kv_heads_per_layer
+        windows = [self.attention_window(layer) for layer in self.pp_layers]
+        alike = len(set(zip(heads, windows, strict=True))) == 1
+        together = len(heads) if alike else 1
+        self.num_pools = len(heads) // together
+        places = [divmod(layer, together) for layer in range(len(heads))]
+        self.kv_cache_pool_mapping = torch.tensor(places, dtype=torch.int32)
+        block = self.kv_factor, self.tokens_per_block
+        self.rows_per_block = together * self.kv_factor * self.tokens_per_block
+        pools = [
+            torch.zeros(
+                self.num_blocks,
+                together,
+                *block,
+                heads[first],
+                self.head_dim,
+                dtype=TORCH_TYPES[self.dtype],
+                device=self.device,
+            )
+            for first in range(0, len(heads), together)
+        ]
+        self._buffers = [pools[pool][:, place] for pool, place in places]
 
     def _local_heads(self, num_kv_heads: int | list[int | None]) -> list[int]:
         width = 1 if self.mapping.enable_attention_dp else self.mapping.tp_size

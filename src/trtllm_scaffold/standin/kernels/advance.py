@@ -20,6 +20,7 @@ def _advance(
     sequences,
     table_width,
     tokens_per_block,
+    rows_per_block,
     BLOCK: tl.constexpr,
 ):
     sequence = tl.arange(0, BLOCK)
@@ -33,7 +34,7 @@ def _advance(
     # A sequence that is full has no next slot: whoever decodes on has reserved one.
     place = tl.minimum(position // tokens_per_block, table_width - 1)
     block = tl.load(table + sequence * table_width + place, mask=inside, other=0)
-    slot = block * (2 * tokens_per_block) + position % tokens_per_block
+    slot = block * rows_per_block + position % tokens_per_block
     tl.store(slots + sequence, slot, mask=inside)
 
 
@@ -45,6 +46,7 @@ def advance(
     slots: torch.Tensor,
     table: torch.Tensor,
     tokens_per_block: int,
+    rows_per_block: int,
 ) -> None:
     """Move every sequence of a decode-only batch one token on, in place.
 
@@ -53,9 +55,10 @@ def advance(
         token_positions: ``[sequences]`` position of the new token.
         query_positions: ``[sequences, 1]`` likewise, for the masks.
         kv_lens: ``[sequences]`` cached and new tokens.
-        slots: ``[sequences]`` row of the new key in the flattened cache.
+        slots: ``[sequences]`` row of the new key in a layer's cache.
         table: ``[sequences, blocks]``, contiguous.
         tokens_per_block: Positions per block.
+        rows_per_block: Rows of a layer's cache from one block to the next.
     """
     _advance[(1,)](
         position_ids,
@@ -67,6 +70,7 @@ def advance(
         table.shape[0],
         table.shape[1],
         tokens_per_block,
+        rows_per_block,
         BLOCK=triton.next_power_of_2(table.shape[0]),
         num_warps=1,
         **OVERLAP,

@@ -34,6 +34,7 @@ def _part(
     window,
     softcap,
     tokens_per_block,
+    rows_per_block,
     table_width,
     kv_heads,
     groups,
@@ -69,7 +70,7 @@ def _part(
         block = tl.load(
             table + sequence * table_width + key // tokens_per_block, mask=seen, other=0
         )
-        row = block.to(tl.int64) * (2 * tokens_per_block) + key % tokens_per_block
+        row = block.to(tl.int64) * rows_per_block + key % tokens_per_block
         row = (row * kv_heads + kv_head) * head_dim
         whole = seen[:, None] & real_column[None, :]
         keys = tl.load(cache + row[:, None] + column[None, :], mask=whole, other=0.0)
@@ -145,7 +146,7 @@ class Paged:
     """Where the keys of a run of sequences are.
 
     Attributes:
-        cache: ``[blocks, 2, tokens_per_block, kv_heads, head_dim]``.
+        cache: ``[blocks, 2, tokens_per_block, kv_heads, head_dim]`` of one layer of a pool.
         table: ``[sequences, blocks]`` block of each run of ``tokens_per_block`` positions.
         kv_lens: ``[sequences]`` keys of each sequence.
         longest: Keys of the longest sequence that may come, for the number of parts.
@@ -207,6 +208,7 @@ def paged_attention(
         (1 << 30) if window is None else window,
         softcap or 0.0,
         paged.cache.shape[2],
+        paged.cache.stride(0) // paged.cache.stride(2),
         paged.table.stride(0),
         kv_heads,
         heads // kv_heads,
