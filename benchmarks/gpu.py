@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/gpu.py --ports DIR [--json FILE] [--only NAME,...] [--quick]
 
-DIR holds ports by the names of the table below, as `tools/gpu_ports.py` renders them. The sizes
-are those of published models, some with fewer layers; the weights are random.
+DIR is what `tools/gpu_ports.py` writes. The sizes are those of published models, some with fewer
+layers; the weights are random.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from trtllm_scaffold.bench.floors import measure_machine
 from trtllm_scaffold.bench.run import Plan, rows_of
 from trtllm_scaffold.bench.subject import subject
 
-#: Name: (folder of the port, what its tests/configs/published.json is changed to).
+#: Name: (folder of the port, what its config.json is changed to).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 1.5B": (
-        "llama",
+        "llama_tied-1.2",
         {
             "hidden_size": 2048,
             "intermediate_size": 8192,
@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama 8B": (
-        "llama_untied",
+        "llama-1.2",
         {
             "hidden_size": 4096,
             "intermediate_size": 14336,
@@ -51,7 +51,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3, 16 layers of 4B": (
-        "qwen3",
+        "qwen3-1.2",
         {
             "hidden_size": 2560,
             "intermediate_size": 9728,
@@ -65,7 +65,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gemma2, 12 layers of 2B": (
-        "gemma2",
+        "gemma2-1.2",
         {
             "hidden_size": 2304,
             "intermediate_size": 9216,
@@ -80,7 +80,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixtral, 8 layers, 8 experts of 3584": (
-        "mixtral",
+        "mixtral-1.2",
         {
             "hidden_size": 2048,
             "intermediate_size": 3584,
@@ -95,8 +95,6 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-#: The ports' own configurations are for short sequences.
-_LONG = {"max_position_embeddings": 8192}
 _QUICK = Plan(prompts=(256,), batches=(1,), context=64, compiled=False)
 
 
@@ -119,8 +117,7 @@ def main() -> None:
             continue
         try:
             port = options.ports / folder
-            config = port / "tests" / "configs" / "published.json"
-            with subject(port, config, {**_LONG, **changes}, plan.longest) as made:
+            with subject(port, port / "config.json", changes, plan.longest) as made:
                 rows += rows_of(name, made, machine, plan, _tell)
         except Exception as error:  # the other models still have their rows
             failed[name] = f"{type(error).__name__}: {error}"

@@ -290,13 +290,18 @@ def _gemma3() -> ModelSpec:
     return _kinds(spec, (SLIDING, {"attention": WINDOW, "rope": local}), (FULL, {"rope": full}))
 
 
-def _bloom() -> ModelSpec:
+def _bloom(**alibi: object) -> ModelSpec:
     spec = with_layer(_neox(), block=block(LAYERNORM, **PRE))
     return dataclasses.replace(
         spec,
-        position=PositionSpec("alibi", alibi=AlibiSpec()),
+        position=PositionSpec("alibi", alibi=AlibiSpec(**alibi)),
         embedding=EmbeddingSpec(key("hidden_size", HIDDEN), norm=LAYERNORM),
     )
+
+
+def _chunked() -> ModelSpec:
+    in_chunks = {"window": key("attention_chunk_size", 8), "chunked": True}
+    return _kinds(llama(), (SLIDING, {"attention": in_chunks}), (FULL, {}))
 
 
 def _granite() -> ModelSpec:
@@ -534,6 +539,8 @@ SPECS: dict[str, ModelSpec] = {
     "gemma2": _gemma2(),
     "gemma3": _gemma3(),
     "bloom": _bloom(),
+    "mpt": _bloom(slopes="mpt", max_bias=6.0, scaled=True),
+    "chunked": _chunked(),
     "granite": _granite(),
     "granite_swa": _granite_swa(),
     "cohere_qk_norm": _qk(BARE_LAYERNORM, "per_head_weight"),

@@ -3,9 +3,11 @@
     python tools/gpu_ports.py OUT
 
 writes OUT/<family>-<generation>, a port for each family of tests/gpu/families.py and each
-generation. The machine with the GPU then needs torch, transformers and pytest alone:
+generation, and OUT/llama_tied-1.2, which benchmarks/gpu.py times too. The machine with the GPU then
+needs torch, transformers and pytest alone:
 
     python -m pytest -m gpu tests/gpu --gpu-ports OUT
+    python benchmarks/gpu.py --ports OUT
 """
 
 from __future__ import annotations
@@ -25,11 +27,16 @@ from trtllm_scaffold.pipeline import new_port  # noqa: E402
 from trtllm_scaffold.sources import load_path  # noqa: E402
 
 
+#: Ports that are only timed.
+TIMED = {"llama_tied": {**FAMILIES["llama"], "tie_word_embeddings": True}}
+
+
 def render(family: str, generation: str, out: Path) -> str:
     """Write the port of one family; returns what `inspect` calls its support."""
+    config = TIMED.get(family) or FAMILIES[family]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
-        path.write_text(json.dumps(FAMILIES[family]), encoding="utf-8")
+        path.write_text(json.dumps(config), encoding="utf-8")
         dest = out / f"{family}-{generation}"
         made = new_port(load_path(path), dest, name=family, trtllm=generation, prove=False)
     return made.support.level.name
@@ -41,9 +48,9 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a new or empty folder")
     parser.add_argument("--only", default="", help="families to render, separated by commas")
     arguments = parser.parse_args()
-    wanted = arguments.only.split(",") if arguments.only else list(FAMILIES)
+    wanted = arguments.only.split(",") if arguments.only else [*FAMILIES, *TIMED]
     for family in wanted:
-        for generation in GENERATIONS:
+        for generation in GENERATIONS[:1] if family in TIMED else GENERATIONS:
             level = render(family, generation, arguments.out)
             print(f"{family} {generation}: {level}", flush=True)
 

@@ -61,7 +61,7 @@ class Decode:
 
 
 class EagerDecode:
-    """Greedy decoding step by step, for ports whose own attention cannot be captured."""
+    """Greedy decoding step by step, for ports whose own attention asks the host."""
 
     def __init__(self, driver: Driver, prompts: torch.Tensor) -> None:
         self.driver, self.prompts = driver, prompts

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from trtllm_scaffold.errors import EnvironmentProblem
+from trtllm_scaffold.verify.cuda_graph import is_capturable
 from trtllm_scaffold.verify.harness import Setup, build_model
 from trtllm_scaffold.verify.port_files import read_port
 from trtllm_scaffold.verify.port_module import (
@@ -37,7 +38,7 @@ class Subject:
         port: The port's model on the stand-in, bf16.
         setup: How the port was built.
         runtime: Name and version of what the port runs on.
-        captured: Whether its decode step can be in a CUDA graph: not with an attention of its own.
+        captured: Whether its decode step can be in a CUDA graph.
     """
 
     config: Any
@@ -83,7 +84,7 @@ def subject(
         setup = Setup(max_seq_len=max_seq_len, dtype=DTYPE, device="cuda")
         model = build_model(config, as_checkpoint(reference), setup)
     try:
-        captured = not files.answers.get("attention_reference")
+        captured = is_capturable(files)
         yield Subject(config, reference, model, setup, runtime.to_json(), captured)
     finally:
         del reference, model

@@ -6,15 +6,27 @@ from typing import Any
 
 import torch
 
+from trtllm_scaffold.verify.expected_mla import reads_latents_itself
 from trtllm_scaffold.verify.harness import Driver, Piece
 from trtllm_scaffold.verify.locate import relative_error
 from trtllm_scaffold.verify.parity import BACKENDS, FP32_BOUND, Case, Inputs
+from trtllm_scaffold.verify.port_files import PortFiles
 from trtllm_scaffold.verify.port_module import finding, quiet
 from trtllm_scaffold.verify.report import Check, verdict
 from trtllm_scaffold.verify.scenarios import STEPS
 
 #: Forward passes before the capture, so that lazy allocations are not captured.
 _WARM_UPS = 2
+
+
+def is_capturable(files: PortFiles) -> bool:
+    """Whether a port's decode step can be captured: not where its own attention asks the host.
+
+    An attention of its own does not where there is a kernel for it beside the plain formula.
+    """
+    own = bool(files.answers.get("attention_reference"))
+    has_kernel = (files.package / "attention_kernel.py").is_file()
+    return not reads_latents_itself(files.answers) and (has_kernel or not own)
 
 
 def check_cuda_graph(case: Case) -> Check:

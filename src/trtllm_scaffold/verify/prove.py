@@ -13,7 +13,6 @@ from trtllm_scaffold.targets.contract import GENERATIONS
 from trtllm_scaffold.threads import one_thread
 from trtllm_scaffold.verify.check import check_port
 from trtllm_scaffold.verify.contract import generations_to_check
-from trtllm_scaffold.verify.expected_mla import reads_latents_itself
 from trtllm_scaffold.verify.pool import WorkerPool, warm_pool
 from trtllm_scaffold.verify.port_files import PortFiles, read_port
 from trtllm_scaffold.verify.report import Check, LayerErrors, ProofReport, skipped, verdict
@@ -23,7 +22,7 @@ Progress = Callable[[str], Any]
 
 _NO_RANKS = "the ranks of the real runtime need a GPU each: prove it with --runtime standin"
 _NO_FP32 = "the kernels of the real runtime know 16-bit types only: prove it on the stand-in"
-_NO_CAPTURE = "this port's own attention (support level reference) runs outside CUDA graphs"
+_NO_CAPTURE = "this port's own attention reads lengths on the host, which no CUDA graph can hold"
 #: Rotary scalings that latent attention has in both generations.
 _BOTH = ("", "yarn")
 _DTYPES = ("float32", "bfloat16", "both")
@@ -221,7 +220,7 @@ class _Proof:
                     self.tell(f"{case.path.name}: no layers to compare: {reason}")
 
     def _rules(self, case: Any) -> list[Check]:
-        from trtllm_scaffold.verify.cuda_graph import check_cuda_graph
+        from trtllm_scaffold.verify.cuda_graph import check_cuda_graph, is_capturable
         from trtllm_scaffold.verify.rules import check_lora, check_meta_init
 
         self.tell("runtime rules")
@@ -232,8 +231,7 @@ class _Proof:
             checks.append(check_whole_model(case, self.files))
         if self.device == "cpu":
             return [*checks, skipped("CUDA graph", "needs a CUDA device")]
-        answers = self.files.answers
-        if answers.get("attention_reference") or reads_latents_itself(answers):
+        if not is_capturable(self.files):
             return [*checks, skipped("CUDA graph", _NO_CAPTURE)]
         return [*checks, check_cuda_graph(case)]
 
