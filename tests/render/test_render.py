@@ -107,6 +107,16 @@ def test_a_port_has_what_its_model_has(ports: Path, name: str, present: str, abs
     assert absent not in text
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_a_port_generates_as_its_readme_says_to_serve_it(ports: Path, name: str) -> None:
+    """An attention of the port's own cannot be captured, so that its tests ask for no graph."""
+    own = "cuda_graph_config: null" in (ports / name / "README.md").read_text()
+    test = (ports / name / "tests" / "test_generation.py").read_text()
+    assert ('"cuda_graph_config": None' in test) == own
+    sources = (ports / name / "llama_trtllm").glob("*.py")
+    assert any("cannot be captured" in path.read_text() for path in sources) == own
+
+
 def test_nothing_is_left_when_rendering_breaks(tmp_path: Path) -> None:
     dest = tmp_path / "port"
     with pytest.raises(RuntimeError), rendered_aside(answers_of("llama"), {}, dest):

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from trtllm_scaffold.errors import EnvironmentProblem, InputError
-from trtllm_scaffold.standin.executor.engine import Engine, Sequence
+from trtllm_scaffold.standin.executor.engine import Engine
 from trtllm_scaffold.standin.executor.model_loader import load_model
+from trtllm_scaffold.standin.executor.sequence import Sequence
 from trtllm_scaffold.standin.generation import contract
 from trtllm_scaffold.standin.llm_args import EngineArgs, KvCacheConfig, engine_args
 from trtllm_scaffold.standin.mapping import Mapping
@@ -122,6 +123,8 @@ class LLM:
 
         Raises:
             InputError: If a text is given and there is no tokenizer.
+            NotImplementedError: If the model cannot be captured in a CUDA graph, on a GPU and
+                without ``cuda_graph_config=None``.
         """
         single = not _is_batch(inputs)
         prompts = [inputs] if single else list(inputs)
@@ -143,8 +146,8 @@ class LLM:
         return out
 
     def shutdown(self) -> None:
-        """Release the cache."""
-        self._engine.cache.shutdown()
+        """Release the cache and what was captured over it."""
+        self._engine.shutdown()
 
     def __enter__(self) -> LLM:
         return self
@@ -263,4 +266,5 @@ def _engine(model: Any, args: EngineArgs) -> Engine:
         max_num_tokens=args.max_num_tokens,
         max_seq_len=args.max_seq_len or inferred,
         kv_cache_config=args.kv_cache_config or KvCacheConfig(),
+        cuda_graphs=args.cuda_graph_config is not None,
     )

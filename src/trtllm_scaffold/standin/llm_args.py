@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trtllm_scaffold.standin.generation import contract
@@ -48,6 +48,8 @@ class EngineArgs:
         max_batch_size: Sequences decoded together.
         max_num_tokens: Packed tokens of one forward pass; longer prompts are cut into chunks.
         max_seq_len: Prompt and generated tokens of a sequence, None to infer it.
+        cuda_graph_config: None decodes eagerly; else a GPU decodes in CUDA graphs, the default.
+            What it says about batch sizes is ignored: each size that decodes is captured.
     """
 
     pipeline_parallel_size: int = 1
@@ -56,6 +58,7 @@ class EngineArgs:
     max_seq_len: int | None = None
     attn_backend: str = "TRTLLM"
     kv_cache_config: Any = None
+    cuda_graph_config: Any = field(default_factory=dict)
     checkpoint_format: str = "HF"
     checkpoint_loader: Any = None
     load_format: str = "auto"
@@ -66,7 +69,6 @@ class EngineArgs:
 IGNORED = frozenset(
     {
         "backend",
-        "cuda_graph_config",
         "torch_compile_config",
         "disable_overlap_scheduler",
         "enable_chunked_prefill",
@@ -88,7 +90,7 @@ def engine_args(given: dict[str, Any]) -> EngineArgs:
     """The arguments that matter.
 
     Raises:
-        ValueError: If one is not known: the real constructor rejects it too.
+        ValueError: If one is not known, or of a wrong type: the real constructor rejects it too.
         NotImplementedError: If one is known, but outside the stand-in.
     """
     known = {name: value for name, value in given.items() if name in EngineArgs.__annotations__}
@@ -97,4 +99,7 @@ def engine_args(given: dict[str, Any]) -> EngineArgs:
             raise ValueError(f"the stand-in's LLM has no argument {name!r}")
     if given.get("max_beam_width", 1) != 1:
         raise NotImplementedError("the stand-in decodes greedily, without beams")
+    graphs = given.get("cuda_graph_config")
+    if isinstance(graphs, (bool, int, float, str)):  # False is no way to say None there either
+        raise ValueError(f"cuda_graph_config is a CudaGraphConfig, a dict or None, not {graphs!r}")
     return EngineArgs(**known)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,9 @@ class DecodeGraph:
             tokens: ``[sequences]`` the token to decode from, not yet in the cache.
             cached: Cached tokens of each sequence.
             request_ids: Key of each sequence in the cache.
+
+        Raises:
+            NotImplementedError: If the model cannot be captured; the device stays usable.
         """
         self._place(tokens, cached, request_ids)
         if self._graph is None:
@@ -70,17 +74,34 @@ class DecodeGraph:
         self.position_ids.copy_(torch.tensor([list(cached)], dtype=torch.int32))
 
     def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                self._forward()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        self._warm_up()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self.logits = self._forward()
             self.tokens.copy_(greedy(self.logits))
             self._advance(self.metadata.prepared())
+        self._graph = graph
+
+    def _warm_up(self) -> None:
+        """Run the forward pass as it will be captured, where it may still fail.
+
+        A failure while capturing can leave the process without a usable device; one here leaves
+        it as it was.
+
+        Raises:
+            NotImplementedError: If the model says that it cannot be captured, or reads on the
+                host what the device computes.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    self._forward()
+                with _refusing_to_wait():
+                    self._forward()
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
 
     def _forward(self) -> torch.Tensor:
         found: torch.Tensor = self.model.forward(
@@ -103,6 +124,21 @@ class DecodeGraph:
             manager.tokens_per_block,
             manager.rows_per_block,
         )
+
+
+@contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """Make it an error that the host waits for the device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        raise NotImplementedError("it reads on the host what the device computes") from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def greedy(logits: torch.Tensor) -> torch.Tensor:

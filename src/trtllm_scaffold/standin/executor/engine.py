@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,54 +9,12 @@ import torch
 from trtllm_scaffold.errors import InputError
 from trtllm_scaffold.standin.attention.selection import get_attention_backend
 from trtllm_scaffold.standin.executor.bindings import CacheType, data_type
+from trtllm_scaffold.standin.executor.decode_graph import DecodeGraph
+from trtllm_scaffold.standin.executor.decode_loop import StepsBySize, decode
 from trtllm_scaffold.standin.executor.kv_cache import KVCacheManager
+from trtllm_scaffold.standin.executor.sequence import Sequence
 from trtllm_scaffold.standin.interface import KVCacheParams
-
-
-@dataclass
-class Sequence:
-    """One request.
-
-    Attributes:
-        request_id: Key in the cache.
-        prompt: Token ids given.
-        max_tokens: Most new tokens.
-        end_ids: Tokens that end it.
-        cached: Tokens already in the cache.
-        output: New token ids.
-        context_logits: Logits of the prompt so far, if kept.
-        generation_logits: Logits of each new token, if kept.
-        finish_reason: ``length``, ``stop``, or None while it runs.
-    """
-
-    request_id: int
-    prompt: list[int]
-    max_tokens: int
-    end_ids: frozenset[int] = frozenset()
-    min_tokens: int = 0
-    keep_context_logits: bool = False
-    keep_generation_logits: bool = False
-    cached: int = 0
-    output: list[int] = field(default_factory=list)
-    context_logits: list[torch.Tensor] = field(default_factory=list)
-    generation_logits: list[torch.Tensor] = field(default_factory=list)
-    finish_reason: str | None = None
-
-    @property
-    def tokens(self) -> list[int]:
-        """Prompt and new tokens."""
-        return self.prompt + self.output
-
-    def take(self, logits: torch.Tensor) -> None:
-        """Append the greedy choice of ``[vocab]`` logits and see whether that ends it."""
-        chosen = int(logits.argmax())
-        self.output.append(chosen)
-        if self.keep_generation_logits:
-            self.generation_logits.append(logits.cpu())
-        if chosen in self.end_ids and len(self.output) >= self.min_tokens:
-            self.finish_reason = "stop"
-        elif len(self.output) >= self.max_tokens:
-            self.finish_reason = "length"
+from trtllm_scaffold.standin.kernels.choice import HAS_TRITON
 
 
 def cache_geometry(pretrained: Any) -> tuple[CacheType, Any, int]:
@@ -78,7 +35,11 @@ def cache_geometry(pretrained: Any) -> tuple[CacheType, Any, int]:
 
 
 class Engine:
-    """Runs one model greedily. It batches, but does not schedule: it is no serving engine."""
+    """Runs one model greedily. It batches, but does not schedule: it is no serving engine.
+
+    Attributes:
+        captured: Decode steps in CUDA graphs, or None to decode eagerly.
+    """
 
     def __init__(
         self,
@@ -88,34 +49,57 @@ class Engine:
         max_num_tokens: int,
         max_seq_len: int,
         kv_cache_config: Any,
+        cuda_graphs: bool = False,
     ) -> None:
         config = model.model_config
-        pretrained = config.pretrained_config
         backend = get_attention_backend(config.attn_backend)
         self.model, self.max_batch_size = model, max_batch_size
         self.max_num_tokens, self.max_seq_len = max_num_tokens, max_seq_len
-        kind, heads, head_dim = cache_geometry(pretrained)
         # VANILLA reads one block per sequence, so the real runtime makes blocks that long.
         whole = backend.name == "VANILLA"
-        self.cache = KVCacheManager(
-            kv_cache_config,
-            kind,
-            num_layers=pretrained.num_hidden_layers,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            tokens_per_block=max_seq_len if whole else kv_cache_config.tokens_per_block,
-            max_seq_len=max_seq_len,
-            max_batch_size=max_batch_size,
-            mapping=config.mapping,
-            dtype=data_type(config.torch_dtype),
-            model_config=config,
-        )
+        block = max_seq_len if whole else kv_cache_config.tokens_per_block
+        self.cache = self._make_cache(kv_cache_config, block)
         self.metadata = backend.Metadata(
             max_num_requests=max_batch_size,
             max_num_tokens=max(max_num_tokens, max_batch_size),
             kv_cache_manager=self.cache,
             mapping=config.mapping,
         )
+        self.captured: StepsBySize | None = None
+        if cuda_graphs and self._can_capture(backend.name):
+            self.captured = StepsBySize(lambda size: DecodeGraph(model, self.metadata, size))
+
+    def _make_cache(self, kv_cache_config: Any, tokens_per_block: int) -> KVCacheManager:
+        config = self.model.model_config
+        kind, heads, head_dim = cache_geometry(config.pretrained_config)
+        return KVCacheManager(
+            kv_cache_config,
+            kind,
+            num_layers=config.pretrained_config.num_hidden_layers,
+            num_kv_heads=heads,
+            head_dim=head_dim,
+            tokens_per_block=tokens_per_block,
+            max_seq_len=self.max_seq_len,
+            max_batch_size=self.max_batch_size,
+            mapping=config.mapping,
+            dtype=data_type(config.torch_dtype),
+            model_config=config,
+        )
+
+    def _can_capture(self, backend: str) -> bool:
+        """Whether decode steps go into CUDA graphs.
+
+        VANILLA goes from sequence to sequence on the host in the real runtime, and collectives
+        over gloo go through the host here.
+        """
+        alone = self.model.model_config.mapping.world_size == 1
+        return backend == "TRTLLM" and alone and self.cache.device.type == "cuda" and HAS_TRITON
+
+    def shutdown(self) -> None:
+        """Release the captured steps and the cache; the engine must not run afterwards."""
+        if self.captured is not None:
+            self.captured.clear()
+        self.cache.shutdown()
 
     @torch.inference_mode()
     def run(self, sequences: list[Sequence]) -> None:
@@ -123,6 +107,7 @@ class Engine:
 
         Raises:
             InputError: If a prompt is empty, or has no room for a new token.
+            NotImplementedError: If decode steps are to be captured, and the model's cannot be.
         """
         for sequence in sequences:
             length = len(sequence.prompt)
@@ -146,7 +131,16 @@ class Engine:
             running = [item for item in batch if item.finish_reason is None]
             if not running:
                 return
-            self._step(running)
+            if self.captured is None or not all(item.output for item in running):
+                self._step(running)
+                continue
+            try:
+                decode(self.captured, self.cache, running, self.max_seq_len)
+            except NotImplementedError as error:
+                raise NotImplementedError(
+                    f"this model's decode step cannot be captured in a CUDA graph ({error}): give "
+                    "LLM cuda_graph_config=None, in a file of options `cuda_graph_config: null`"
+                ) from error
 
     def _step(self, running: list[Sequence]) -> None:
         """One forward pass: as much prefill as fits besides one token of each other sequence."""
@@ -173,9 +167,9 @@ class Engine:
             if was_context and item.keep_context_logits:
                 item.context_logits.append(rows.cpu())
             if item.cached >= len(item.prompt):
-                item.take(rows[-1])
-                if len(item.tokens) >= self.max_seq_len and item.finish_reason is None:
-                    item.finish_reason = "length"
+                item.take(int(rows[-1].argmax()), self.max_seq_len)
+                if item.keep_generation_logits:
+                    item.generation_logits.append(rows[-1].cpu())
 
     def _forward(
         self, chosen: list[tuple[Sequence, int]], num_contexts: int, context_logits: bool
