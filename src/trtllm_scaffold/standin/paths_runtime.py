@@ -51,6 +51,12 @@ RUNTIME: tuple[Row, ...] = (
     row("attention.backends", "TrtllmAttention", old=OLD_BACKENDS, new=NEW_BACKENDS),
     row("attention.backends", "VanillaAttention FlashInferAttention", new=NEW_BACKENDS),
     row("attention.backends", "TrtllmAttention", old=f"{OLD_BACKENDS}.trtllm"),
+    row(
+        "attention.metadata",
+        "TrtllmAttentionMetadata",
+        old=f"{OLD_BACKENDS}.trtllm",
+        new=f"{NEW_BACKENDS}.trtllm",
+    ),
     row("attention.backends", "VanillaAttention", old=f"{OLD_BACKENDS}.vanilla"),
     row("attention.forward_args", "AttentionForwardArgs", new=NEW_BACKENDS),
     row(
