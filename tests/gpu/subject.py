@@ -26,7 +26,7 @@ from trtllm_scaffold.verify.port_module import (
 )
 from trtllm_scaffold.verify.scenarios import Regime
 
-from .batches import DECODED, scenarios
+from .batches import involved, scenarios
 from .errors import Compared
 from .sizes import Sizes, regimes
 
@@ -152,12 +152,16 @@ class Subject:
             yield driver
 
     def compared(self, dtype: str, scenario: str) -> list[Compared]:
-        """Run a scenario in every regime."""
+        """Run a scenario in every regime.
+
+        In 16 bits a model with routers is judged by a statistic over sequences: it runs them all.
+        """
         found = []
         for regime, sequences in self.reference.sequences.items():
-            involved = sequences if scenario == "mixed batch" else sequences[:DECODED]
-            with quiet(), self.driver(dtype, regime, involved) as driver:
-                results = list(scenarios(self.sizes)[scenario](driver, involved))
+            every = dtype != "fp32" and self.routed(regime)
+            given = involved(scenario, sequences, every)
+            with quiet(), self.driver(dtype, regime, given) as driver:
+                results = list(scenarios(self.sizes, every)[scenario](driver, given))
             found += [self._compare(dtype, regime, *result) for result in results]
         return found
 
@@ -171,7 +175,11 @@ class Subject:
         if dtype == "fp32" and self.routed(regime):
             clear = self._clear_lengths(regime)[who]
         return Compared(
-            logits.to(exact.device), exact[places], noisy[places], max(0, clear - start)
+            found=logits.to(exact.device),
+            exact=exact[places],
+            noisy=noisy[places],
+            clear=max(0, clear - start),
+            sequence=(regime, who),
         )
 
     def routed(self, regime: str) -> bool:

@@ -36,7 +36,11 @@ def test_noise(subject, measure, dtype, scenario):
         pytest.skip(f"HF's own model overflows in {dtype}")
     routed = subject.routed(next(iter(subject.reference.sequences)))
     ratio = noise_ratio(parts, routed)
-    note(error_ratio=ratio, positions=sum(len(part.found) for part in parts))
+    note(
+        error_ratio=ratio,
+        positions=sum(len(part.found) for part in parts),
+        sequences=len({part.sequence for part in parts}),
+    )
 
 
 def test_greedy_generation(subject, measure):
