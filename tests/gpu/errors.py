@@ -10,7 +10,12 @@ from trtllm_scaffold.verify.close_calls import LEAST_SHARE
 from trtllm_scaffold.verify.parity import FP32_BOUND
 from trtllm_scaffold.verify.parity_bf16 import BF16_BOUND
 
-__all__ = ["BF16_BOUND", "FP32_BOUND", "Compared", "largest", "noise_ratio"]
+__all__ = ["BF16_BOUND", "FP32_BOUND", "Choices", "Compared", "largest", "noise_ratio"]
+
+#: Least rounding of fp32 logits, in units in the last place of the largest one. Where both ways of
+#: HF's happen to take the same kernels they differ by nothing, yet each rounds, and a third
+#: program's sums may round otherwise.
+LEAST_ULPS = 8
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,77 @@ def _typical_ratio(parts: list[Compared]) -> float:
     # Unlike `median`, `quantile` takes the mean of two middle values; of a nan it makes nan too.
     typical = [torch.cat(ratios).quantile(0.5) for ratios in by_sequence.values()]
     return float((torch.stack(typical).quantile(0.5) / 2).exp())
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The steps of a greedy generation.
+
+    Attributes:
+        chosen: The port's tokens [n].
+        exact: HF's logits [n, vocab_size] in fp32, of the whole sequence at once.
+        other: HF's in bf16, or in fp32 token by token: what they differ by is rounding.
+        calls: At which of the positions up to the last step a router's choice may turn: [m] bool;
+            None without routers.
+        dtype: Of the port.
+    """
+
+    chosen: torch.Tensor
+    exact: torch.Tensor
+    other: torch.Tensor
+    calls: torch.Tensor | None
+    dtype: str
+
+    @property
+    def equal(self) -> torch.Tensor:
+        """Where the port chose as HF does: [n] bool."""
+        return self.exact.argmax(dim=-1) == self.chosen
+
+    @property
+    def noise(self) -> torch.Tensor:
+        """Twice what rounding moves a logit by, since both of two may move: [n]."""
+        moved = (self.other - self.exact).abs().amax(dim=-1)
+        if self.dtype == "fp32":
+            ulp = torch.finfo(torch.float32).eps * self.exact.abs().amax(dim=-1)
+            moved = torch.maximum(moved, LEAST_ULPS * ulp)
+        elif self.calls is not None and self.steady.any():
+            # A choice of experts that turns shows at other tokens too.
+            moved = moved[self.steady].max().expand_as(moved)
+        return 2 * moved
+
+    @property
+    def steady(self) -> torch.Tensor:
+        """At which steps no router's choice may turn: [n] bool."""
+        if self.calls is None:
+            return torch.ones_like(self.equal)
+        return ~self.calls[-len(self.chosen) :]
+
+    @property
+    def clear(self) -> torch.Tensor:
+        """At which steps rounding cannot choose otherwise: [n] bool."""
+        first, second = self.exact.topk(2, dim=-1).values.unbind(dim=-1)
+        return self.steady & (first - second > self.noise)
+
+    @property
+    def compared(self) -> torch.Tensor:
+        """The clear steps that count: [n] bool.
+
+        In fp32, as with `largest`, those behind a close call are left out only where they differ:
+        two right programs may part there, but need not. In bf16 the noise has HF's own turned
+        choices in it.
+        """
+        if self.dtype != "fp32" or self.calls is None:
+            return self.clear
+        behind = self.calls.cumsum(dim=0)[-len(self.chosen) :] > 0
+        return self.clear & (self.equal | ~behind)
+
+    @property
+    def wrong(self) -> torch.Tensor:
+        """Compared steps at which the port chose otherwise: [n] bool."""
+        return self.compared & ~self.equal
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether enough steps are compared to show something."""
+        count = int(self.compared.sum())
+        return count > 0 and count >= LEAST_SHARE * int(self.clear.sum())

@@ -55,6 +55,7 @@ class Reference:
     regimes: dict[str, Regime]
     twins: dict[str, nn.Module] = field(default_factory=dict)
     logits: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    decoded: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     def twin(self, dtype: str) -> nn.Module:
         """HF's model in a dtype, with the same parameters."""
@@ -76,6 +77,24 @@ class Reference:
         """HF's logits [n, vocab_size] of any tokens [n], without a cache."""
         device = next(self.model.parameters()).device
         return reference_logits(self.twin(dtype), tokens.to(device))
+
+    def stepwise(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """HF's fp32 logits from position `start` - 1 on, the tokens from `start` on one by one.
+
+        What HF computes with its cache. Both generations mostly generate the same tokens.
+        """
+        key = (start, *tokens.tolist())
+        if key not in self.decoded:
+            ids = tokens.to(next(self.model.parameters()).device)[None]
+            with torch.inference_mode():
+                out = self.model(ids[:, :start], use_cache=True)
+                found = [out.logits[0, -1]]
+                for place in range(start, len(tokens)):
+                    token, cache = ids[:, place : place + 1], out.past_key_values
+                    out = self.model(token, past_key_values=cache, use_cache=True)
+                    found.append(out.logits[0, -1])
+            self.decoded[key] = torch.stack(found).float()
+        return self.decoded[key]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from .errors import BF16_BOUND, FP32_BOUND, Compared, largest, noise_ratio
+from .errors import BF16_BOUND, FP32_BOUND, Choices, Compared, largest, noise_ratio
 from .families import FAMILIES
 from .quantize import per_block, per_tensor, restored
 from .sizes import FULL
@@ -100,6 +100,22 @@ def test_with_routers_luck_is_told_from_noise():
     for wrong in ({"level": 1.5}, {"factor": 1.5}):
         typical, pooled = simulations(40, **wrong) > BF16_BOUND
         assert typical.float().mean() >= 0.95 and pooled.float().mean() < 0.8
+
+
+def test_greedy_choices_count_where_rounding_cannot_turn_them():
+    exact = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0 - 1e-4], [1.0, 1.0 - 1e-7]])
+    other = exact + torch.tensor([0.6, 0.0, 0.0, 0.0])[:, None]
+    found = Choices(torch.tensor([1, 0, 1, 1]), exact, other, None, "fp32")
+    assert found.clear.tolist() == [False, True, True, False]
+    assert found.wrong.tolist() == [False, False, True, False]
+    assert found.conclusive
+    behind = replace(found, calls=torch.tensor([False, True, *[False] * 4]))
+    assert not behind.wrong.any() and behind.conclusive  # one of two may part
+    assert not replace(behind, chosen=torch.ones(4, dtype=torch.long)).conclusive
+    assert not replace(found, other=exact + 1).conclusive
+    assert replace(behind, dtype="bf16").wrong.tolist() == [False] * 4  # the noise of all is 0.6
+    calls = torch.tensor([False, False, True, False, False, False])
+    assert replace(behind, dtype="bf16", calls=calls).wrong.tolist() == [False, False, True, True]
 
 
 @pytest.mark.parametrize("quantize", [per_tensor, per_block])
