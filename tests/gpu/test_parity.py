@@ -55,6 +55,7 @@ def test_greedy_generation(subject, measure, dtype):
     note(
         wrong_choices=int(found.wrong.sum()),
         tokens=count,
+        distinct_tokens=len(set(found.chosen.tolist())),
         clear_steps=int(found.clear.sum()),
         compared_steps=int(found.compared.sum()),
         equal_until=int(differing[0]) if len(differing) else count,
