@@ -26,7 +26,7 @@ from trtllm_scaffold.verify.port_module import (
 )
 from trtllm_scaffold.verify.scenarios import Regime
 
-from .batches import DECODED, scenarios
+from .batches import involved, scenarios
 from .errors import Compared
 from .sizes import Sizes, regimes
 
@@ -55,6 +55,7 @@ class Reference:
     regimes: dict[str, Regime]
     twins: dict[str, nn.Module] = field(default_factory=dict)
     logits: dict[tuple[str, str, int], torch.Tensor] = field(default_factory=dict)
+    decoded: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict)
 
     def twin(self, dtype: str) -> nn.Module:
         """HF's model in a dtype, with the same parameters."""
@@ -76,6 +77,24 @@ class Reference:
         """HF's logits [n, vocab_size] of any tokens [n], without a cache."""
         device = next(self.model.parameters()).device
         return reference_logits(self.twin(dtype), tokens.to(device))
+
+    def stepwise(self, tokens: torch.Tensor, start: int) -> torch.Tensor:
+        """HF's fp32 logits from position `start` - 1 on, the tokens from `start` on one by one.
+
+        What HF computes with its cache. Both generations mostly generate the same tokens.
+        """
+        key = (start, *tokens.tolist())
+        if key not in self.decoded:
+            ids = tokens.to(next(self.model.parameters()).device)[None]
+            with torch.inference_mode():
+                out = self.model(ids[:, :start], use_cache=True)
+                found = [out.logits[0, -1]]
+                for place in range(start, len(tokens)):
+                    token, cache = ids[:, place : place + 1], out.past_key_values
+                    out = self.model(token, past_key_values=cache, use_cache=True)
+                    found.append(out.logits[0, -1])
+            self.decoded[key] = torch.stack(found).float()
+        return self.decoded[key]
 
 
 @contextmanager
@@ -152,12 +171,16 @@ class Subject:
             yield driver
 
     def compared(self, dtype: str, scenario: str) -> list[Compared]:
-        """Run a scenario in every regime."""
+        """Run a scenario in every regime.
+
+        In 16 bits a model with routers is judged by a statistic over sequences: it runs them all.
+        """
         found = []
         for regime, sequences in self.reference.sequences.items():
-            involved = sequences if scenario == "mixed batch" else sequences[:DECODED]
-            with quiet(), self.driver(dtype, regime, involved) as driver:
-                results = list(scenarios(self.sizes)[scenario](driver, involved))
+            every = dtype != "fp32" and self.routed(regime)
+            given = involved(scenario, sequences, every)
+            with quiet(), self.driver(dtype, regime, given) as driver:
+                results = list(scenarios(self.sizes, every)[scenario](driver, given))
             found += [self._compare(dtype, regime, *result) for result in results]
         return found
 
@@ -171,7 +194,11 @@ class Subject:
         if dtype == "fp32" and self.routed(regime):
             clear = self._clear_lengths(regime)[who]
         return Compared(
-            logits.to(exact.device), exact[places], noisy[places], max(0, clear - start)
+            found=logits.to(exact.device),
+            exact=exact[places],
+            noisy=noisy[places],
+            clear=max(0, clear - start),
+            sequence=(regime, who),
         )
 
     def routed(self, regime: str) -> bool:

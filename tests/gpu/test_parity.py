@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trtllm_scaffold.verify.close_calls import BF16_MARGIN, noted
+from trtllm_scaffold.verify.close_calls import BF16_MARGIN, MARGIN, noted
 from trtllm_scaffold.verify.harness import Piece
 from trtllm_scaffold.verify.port_module import quiet
 from trtllm_scaffold.verify.scenarios import prefill
 
 from .batches import scenarios
-from .errors import BF16_BOUND, FP32_BOUND, largest, noise_ratio
+from .errors import BF16_BOUND, FP32_BOUND, Choices, largest, noise_ratio
 from .sizes import FULL
 
 pytestmark = pytest.mark.gpu
@@ -36,36 +36,48 @@ def test_noise(subject, measure, dtype, scenario):
         pytest.skip(f"HF's own model overflows in {dtype}")
     routed = subject.routed(next(iter(subject.reference.sequences)))
     ratio = noise_ratio(parts, routed)
-    note(error_ratio=ratio, positions=sum(len(part.found) for part in parts))
+    note(
+        error_ratio=ratio,
+        positions=sum(len(part.found) for part in parts),
+        sequences=len({part.sequence for part in parts}),
+    )
 
 
-def test_greedy_generation(subject, measure):
-    note = measure("greedy", wrong_choices=0)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_greedy_generation(subject, measure, dtype):
+    note = measure(f"{dtype} greedy", wrong_choices=0)
     regime, sequences = next(iter(subject.reference.sequences.items()))
     start, count = subject.sizes.greedy
-    with quiet(), subject.driver("bf16", regime, [torch.zeros(start + count)]) as driver:
+    with quiet(), subject.driver(dtype, regime, [torch.zeros(start + count)]) as driver:
         tokens = generate(driver, sequences[0][:start], count)
+    found = choices(subject, dtype, regime, tokens, start)
+    differing = (~found.equal).nonzero()
+    note(
+        wrong_choices=int(found.wrong.sum()),
+        tokens=count,
+        distinct_tokens=len(set(found.chosen.tolist())),
+        clear_steps=int(found.clear.sum()),
+        compared_steps=int(found.compared.sum()),
+        equal_until=int(differing[0]) if len(differing) else count,
+        largest_noise=float(found.noise.max()),
+    )
+    if dtype == "bf16" and not found.clear.any():
+        pytest.xfail("no step's choice is clear of the noise of HF's own bf16: this shows nothing")
+    assert found.conclusive, "too few steps' choices are clear of rounding: this shows nothing"
+
+
+def choices(subject, dtype, regime, tokens, start):
+    """The steps that generated `tokens` after the first `start`, beside HF's."""
     given, chosen = tokens[:-1], tokens[start:].to(subject.sizes.device)
     exact = subject.reference.forward("fp32", given)[start - 1 :]
-    noisy = subject.reference.forward("bf16", given)[start - 1 :]
-    noise = 2 * (noisy - exact).abs().amax(dim=-1)
-    top = exact.topk(2, dim=-1)
-    gap, equal = top.values[:, 0] - top.values[:, 1], top.indices[:, 0] == chosen
-    steady = torch.ones_like(equal)
-    if subject.routed(regime):  # a choice of experts that may turn shows at other tokens too
-        steady = ~close_calls(subject, regime, given)[start - 1 :].to(steady.device)
-        noise = noise[steady].max().expand_as(noise)
-    clear = steady & (gap > noise)
-    differing = (~equal).nonzero()
-    note(
-        wrong_choices=int((clear & ~equal).sum()),
-        tokens=count,
-        clear_steps=int(clear.sum()),
-        equal_until=int(differing[0]) if len(differing) else count,
-        largest_noise=float(noise.max()),
-    )
-    if not clear.any():
-        pytest.xfail("no step's choice is clear of the noise of HF's own bf16: this shows nothing")
+    if dtype == "fp32":
+        other = subject.reference.stepwise(given, start)
+    else:
+        other = subject.reference.forward(dtype, given)[start - 1 :]
+    calls = None
+    if subject.routed(regime):
+        calls = close_calls(subject, dtype, regime, given).to(exact.device)
+    return Choices(chosen, exact, other, calls, dtype)
 
 
 def generate(driver, tokens, count):
@@ -79,10 +91,11 @@ def generate(driver, tokens, count):
     return tokens
 
 
-def close_calls(subject, regime, tokens):
-    """At which positions bf16 may turn the choice of a router: [n] bool."""
-    model = subject.model("bf16", regime)
-    with quiet(), noted(model, BF16_MARGIN) as calls:
-        with subject.driver("bf16", regime, [tokens]) as driver:
+def close_calls(subject, dtype, regime, tokens):
+    """At which positions rounding in a dtype may turn the choice of a router: [n] bool."""
+    model = subject.model(dtype, regime)
+    margin = MARGIN if dtype == "fp32" else BF16_MARGIN
+    with quiet(), noted(model, margin) as calls:
+        with subject.driver(dtype, regime, [tokens]) as driver:
             list(prefill(driver, [tokens]))
     return torch.stack(calls).any(dim=0)
