@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from trtllm_scaffold.standin.attention.batch import Batch, Buffers, CacheBlocks, build_batch
+from trtllm_scaffold.standin.compiled_ops import handle_of
 from trtllm_scaffold.standin.device import runtime_device
 from trtllm_scaffold.standin.generation import contract
 from trtllm_scaffold.standin.interface import AttentionRuntimeFeatures, KVCacheParams
@@ -151,6 +152,7 @@ class AttentionMetadata:
         blocks = self._blocks([old + new for old, new in zip(cached, lens, strict=True)])
         batch = build_batch(lens, cached, self.num_contexts, blocks, self._buffers())
         self.__dict__["_batch"] = batch
+        self.__dict__["_handle"] = handle_of(self, self.__dict__.get("_handle"))
 
     def prepared(self) -> Batch:
         """What :meth:`prepare` wrote.
