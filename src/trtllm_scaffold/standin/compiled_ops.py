@@ -18,6 +18,10 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
+from trtllm_scaffold.standin.generation import trace_when
+
+trace_when(torch.compiler.is_compiling)
+
 _numbers = itertools.count()
 _held: WeakValueDictionary[int, Any] = WeakValueDictionary()
 

@@ -7,8 +7,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
-
 from trtllm_scaffold.targets.contract import GENERATIONS, Parameter, Symbol, load_contract
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -21,6 +19,9 @@ _KINDS = {
 }
 
 _state = {"active": GENERATIONS[0]}
+#: Asked whether a compiler traces the code that asks. Importing this module needs no torch, so
+#: what needs it sets the answer.
+_tracing: dict[str, Callable[[], bool]] = {"asked": bool}
 _held: list[_Held] = []
 
 
@@ -39,6 +40,11 @@ def set_active(name: str) -> None:
     _state["active"] = name
     for held in _held:
         held.show_signature()
+
+
+def trace_when(is_compiling: Callable[[], bool]) -> None:
+    """Let contracts be checked in a way that can be traced whenever ``is_compiling()``."""
+    _tracing["asked"] = is_compiling
 
 
 def only_in(generation: str, where: str, **given: object) -> None:
@@ -133,7 +139,7 @@ class _Held:
 
         @functools.wraps(self.plain)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling():
+            if _tracing["asked"]():
                 listed = traceable[active()]
                 if listed is None:
                     return plain(*args, **kwargs)

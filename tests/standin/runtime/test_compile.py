@@ -17,7 +17,6 @@ from trtllm_scaffold.standin.modules.swiglu import swiglu
 from trtllm_scaffold.standin.moe.create import create_moe
 from trtllm_scaffold.standin.moe.routing import RenormalizeMoeRoutingMethod
 
-from ..statements import states
 from .mla_layer import HIDDEN, Case, Session, build, fill, follow, names, sequences, weights
 
 HEADS, KV, DIM = 4, 2, 16
@@ -74,7 +73,6 @@ def sinks():
     return torch.linspace(-1, 2, HEADS)
 
 
-@states("W6.5-1")
 @both
 @pytest.mark.parametrize(
     ("backend", "options"),
@@ -195,6 +193,20 @@ def test_one_graph_serves_every_batch(gen):
     check(lengthened(copied, 4, 4))
     check(lengthened(second, 6, 2))
     check(lengthened(copied, 1, 7))
+    assert counter.frame_count == 1
+
+
+def test_one_graph_serves_every_layer():
+    """Compiled one by one, layers do not run into the compiler's limit of recompilations."""
+    api, layer, _ = attention("1.2")
+    counter = CompileCounterWithBackend("eager")
+    x, md = torch.randn(6, HIDDEN), prepared(api, 6)
+    for number in range(torch._dynamo.config.recompile_limit + 2):
+        other = copy.deepcopy(layer)
+        with torch.inference_mode():
+            other.o_proj.weight.mul_(number)
+            got = torch.compile(other, fullgraph=True, backend=counter)(None, x, md)
+            torch.testing.assert_close(got, other(None, x, md))
     assert counter.frame_count == 1
 
 
