@@ -14,7 +14,7 @@ from sample_specs import SPECS
 
 from trtllm_scaffold.plan import plan_port, port_names
 from trtllm_scaffold.render import publish, rendered_aside
-from trtllm_scaffold.standin.attention.metadata import TrtllmAttentionMetadata
+from trtllm_scaffold.standin.attention.backend_metadata import TrtllmAttentionMetadata
 from trtllm_scaffold.standin.executor.bindings import CacheType, DataType
 from trtllm_scaffold.standin.executor.kv_cache import KVCacheManager
 from trtllm_scaffold.standin.interface import KVCacheParams

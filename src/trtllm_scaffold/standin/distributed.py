@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from trtllm_scaffold.standin import compiled_ops
 from trtllm_scaffold.standin.functional import (
     AllReduceFusionOp,
     AllReduceParams,
@@ -54,6 +55,8 @@ def process_group(ranks: Sequence[int]) -> Any:
 
 def all_reduce_sum(tensor: torch.Tensor, ranks: Sequence[int]) -> torch.Tensor:
     """Sum of the ranks' tensors, a new tensor. Half types are summed in float32 on the CPU."""
+    if torch.compiler.is_compiling():
+        return compiled_ops.all_reduce_sum(tensor, ranks)
     group = process_group(ranks)
     wide = tensor.is_cpu and tensor.dtype in (torch.float16, torch.bfloat16)
     total = tensor.float() if wide else tensor.clone()

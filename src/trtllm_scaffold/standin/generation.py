@@ -19,6 +19,9 @@ _KINDS = {
 }
 
 _state = {"active": GENERATIONS[0]}
+#: Asked whether a compiler traces the code that asks. Importing this module needs no torch, so
+#: what needs it sets the answer.
+_tracing: dict[str, Callable[[], bool]] = {"asked": bool}
 _held: list[_Held] = []
 
 
@@ -37,6 +40,11 @@ def set_active(name: str) -> None:
     _state["active"] = name
     for held in _held:
         held.show_signature()
+
+
+def trace_when(is_compiling: Callable[[], bool]) -> None:
+    """Let contracts be checked in a way that can be traced whenever ``is_compiling()``."""
+    _tracing["asked"] = is_compiling
 
 
 def only_in(generation: str, where: str, **given: object) -> None:
@@ -102,6 +110,7 @@ class _Held:
         self.symbol, self.plain, self.is_class = symbol, plain, is_class
         self.defaults = defaults
         self.signatures: dict[str, inspect.Signature | None] = {}
+        self.traceable: dict[str, _Traceable | None] = {}
         self.wrapper = self._wrap()
         _held.append(self)
         self.show_signature()
@@ -115,6 +124,7 @@ class _Held:
     def show_signature(self) -> None:
         """Let ``inspect.signature`` report the active generation's list."""
         signature = self.signature(active())
+        self.traceable[active()] = None if signature is None else _traceable(signature)
         if signature is None:
             self.wrapper.__dict__.pop("__signature__", None)
             return
@@ -124,8 +134,17 @@ class _Held:
         self.wrapper.__signature__ = signature  # type: ignore[attr-defined]
 
     def _wrap(self) -> Callable[..., Any]:
+        # A compiler can trace neither this object nor a signature: plain values and functions.
+        plain, traceable, own_count = self.plain, self.traceable, int(self.is_class)
+
         @functools.wraps(self.plain)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
+            if _tracing["asked"]():
+                listed = traceable[active()]
+                if listed is None:
+                    return plain(*args, **kwargs)
+                own, given = args[:own_count], args[own_count:]
+                return plain(*own, **_bound_in_trace(listed, given, kwargs))
             signature = self.signature(active())
             if signature is None:
                 return self.plain(*args, **kwargs)
@@ -184,6 +203,39 @@ def find_symbol(generation: str, symbol: str) -> Symbol | None:
 def held_callables() -> Mapping[str, tuple[Callable[..., Any], inspect.Signature | None]]:
     """Every callable held so far with its active signature, for the tests of fidelity."""
     return {held.symbol: (held.plain, held.signature(active())) for held in _held}
+
+
+#: A signature as a compiler can trace it: names in order, names that are known (None: any), and
+#: name and default of each that has one.
+_Traceable = tuple[tuple[str, ...], tuple[str, ...] | None, tuple[tuple[str, Any], ...]]
+
+
+def _traceable(signature: inspect.Signature) -> _Traceable:
+    listed = list(signature.parameters.values())
+    named = [item for item in listed if item.kind is not inspect.Parameter.VAR_KEYWORD]
+    order = [item.name for item in named if item.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    known = tuple(item.name for item in named) if len(named) == len(listed) else None
+    empty = inspect.Parameter.empty
+    defaults = ((item.name, item.default) for item in named if item.default is not empty)
+    return tuple(order), known, tuple(defaults)
+
+
+def _bound_in_trace(
+    listed: _Traceable, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``Signature.bind`` gives, as keywords; a missing argument is left to the callable."""
+    order, known, defaults = listed
+    if len(args) > len(order):
+        raise TypeError(f"{len(args)} positional arguments given, {len(order)} taken")
+    bound = dict(zip(order, args, strict=False))
+    for name, value in kwargs.items():
+        if name in bound or (known is not None and name not in known):
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+        bound[name] = value
+    for name, default in defaults:
+        if name not in bound:
+            bound[name] = default
+    return bound
 
 
 def _as_keywords(bound: inspect.BoundArguments) -> dict[str, Any]:

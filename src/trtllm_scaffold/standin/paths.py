@@ -134,7 +134,7 @@ LATE: tuple[Row, ...] = (
         "VanillaAttention FlashInferAttention",
         old=f"{T}.attention_backend",
     ),
-    row("attention.metadata", "VanillaAttentionMetadata", old=f"{T}.attention_backend"),
+    row("attention.backend_metadata", "VanillaAttentionMetadata", old=f"{T}.attention_backend"),
     row("llm_args", "KvCacheConfig", both="tensorrt_llm"),
 )
 

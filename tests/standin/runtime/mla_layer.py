@@ -190,17 +190,19 @@ def formula(x: torch.Tensor, held: dict[str, torch.Tensor], lite: bool, neox: bo
 
 
 class Session:
-    """The layer with its cache."""
+    """A layer with its cache: latents, or keys and values of so many heads and width."""
 
-    def __init__(self, api, layer, config, backend: str) -> None:
-        self.api, self.layer = api, layer
+    def __init__(self, api, layer, config, backend: str, heads=None, **options) -> None:
+        self.api, self.layer, self.options = api, layer, options
+        kind = api.CacheType.SELFKONLY if heads is None else api.CacheType.SELF
+        count, width = heads or (1, RANK + ROPE)
         size = 64 if backend == "VANILLA" else 8
         self.cache = api.KVCacheManager(
             api.KvCacheConfig(max_tokens=192, enable_block_reuse=False),
-            api.CacheType.SELFKONLY,
+            kind,
             num_layers=1,
-            num_kv_heads=1,
-            head_dim=RANK + ROPE,
+            num_kv_heads=count,
+            head_dim=width,
             tokens_per_block=size,
             max_seq_len=64,
             max_batch_size=3,
@@ -231,6 +233,7 @@ class Session:
                 position_ids=torch.cat(spans).unsqueeze(0),
                 hidden_states=torch.cat([x for _, x in both]),
                 attn_metadata=md,
+                **self.options,
             )
         for request, x in both:
             self.done[request] += len(x)
@@ -261,9 +264,11 @@ def sequences() -> list[torch.Tensor]:
     return [torch.randn(n, HIDDEN, generator=generator) for n in (27, 31, 18)]
 
 
-def run_rank(rank: int, gen: str, lite: bool) -> list[torch.Tensor]:
-    """In a process of a group of two: one rank's outputs."""
+def run_rank(rank: int, gen: str, lite: bool, compiler: str = "") -> list[torch.Tensor]:
+    """In a process of a group of two: one rank's outputs, compiled if so asked."""
     case = Case(gen, lite=lite)
     api, layer, config = build(case, {"world_size": 2, "tp_size": 2, "rank": rank})
     fill(layer, weights(lite), 2, rank)
+    if compiler:
+        layer = torch.compile(layer, fullgraph=True, backend=compiler)
     return [x.numpy() for x in follow(Session(api, layer, config, "TRTLLM"), sequences())]

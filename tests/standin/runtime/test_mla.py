@@ -55,8 +55,8 @@ def test_prefill_chunks_decoding_and_mixed_batches(case):
 def test_two_ranks():
     pool = Pool(2)
     try:
-        for gen, lite in (("1.2", False), ("1.4", True)):
-            for results in pool.run(run_rank, gen, lite):
+        for gen, lite, compiler in (("1.2", False, ""), ("1.4", True, ""), ("1.4", False, "eager")):
+            for results in pool.run(run_rank, gen, lite, compiler):
                 check(results, lite)
     finally:
         pool.close()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
+from trtllm_scaffold.standin import compiled_ops
 from trtllm_scaffold.standin.attention import build
 from trtllm_scaffold.standin.attention.metadata import AttentionMetadata
 from trtllm_scaffold.standin.generation import active, contract, only_in
@@ -23,7 +23,7 @@ from trtllm_scaffold.standin.model_config import ModelConfig
 
 
 @contract("Attention")
-class Attention(nn.Module):
+class Attention(compiled_ops.Findable):
     """Multi-head, grouped-query or multi-query attention over packed tokens.
 
     ``num_heads``, ``num_key_value_heads``, ``q_size`` and ``kv_size`` are per rank. The softmax
@@ -247,16 +247,34 @@ class Attention(nn.Module):
             raise NotImplementedError("the stand-in has no fused multi-axis rope")
         if relative_attention_bias is not None:
             raise NotImplementedError("the stand-in has no relative attention bias")
-        count = attn_metadata.num_tokens
+        given = q, k, v, attn_metadata, attention_mask
+        options = attention_window_size, attention_mask_data, attention_sinks
+        if torch.compiler.is_compiling():
+            return compiled_ops.attention(self, *given, *options)
+        return self.operator_forward(*given, *options)
+
+    def operator_forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        metadata: AttentionMetadata,
+        mask: AttentionMask,
+        window: int | None,
+        mask_data: torch.Tensor | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What a compiler sees as one operator (the stand-in's own name)."""
+        count = metadata.num_tokens
         return self.attn.forward(
             q[:count],
             None if k is None else k[:count],
             None if v is None else v[:count],
-            attn_metadata,
-            attention_mask=attention_mask,
-            attention_window_size=attention_window_size,
-            attention_mask_data=attention_mask_data,
-            attention_sinks=attention_sinks,
+            metadata,
+            attention_mask=mask,
+            attention_window_size=window,
+            attention_mask_data=mask_data,
+            attention_sinks=sinks,
         )
 
     def forward(

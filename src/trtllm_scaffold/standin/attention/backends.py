@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from trtllm_scaffold.standin.attention.backend import AttentionBackend
-from trtllm_scaffold.standin.attention.batch import Segment
-from trtllm_scaffold.standin.attention.forward_args import AttentionForwardArgs
-from trtllm_scaffold.standin.attention.metadata import (
-    AttentionMetadata,
+from trtllm_scaffold.standin.attention.backend_metadata import (
     FlashInferAttentionMetadata,
     TrtllmAttentionMetadata,
     VanillaAttentionMetadata,
 )
+from trtllm_scaffold.standin.attention.batch import Segment
+from trtllm_scaffold.standin.attention.forward_args import AttentionForwardArgs
+from trtllm_scaffold.standin.attention.metadata import AttentionMetadata
 from trtllm_scaffold.standin.functional import PositionEmbeddingType
 from trtllm_scaffold.standin.generation import active
 from trtllm_scaffold.standin.interface import PositionalEmbeddingParams

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trtllm_scaffold.standin import compiled_ops
 from trtllm_scaffold.standin.attention import build, mla_build
 from trtllm_scaffold.standin.attention.batch import Segment
 from trtllm_scaffold.standin.attention.kernel import causal_mask
@@ -19,7 +20,7 @@ from trtllm_scaffold.standin.model_config import ModelConfig
 
 
 @contract("MLA")
-class MLA(nn.Module):
+class MLA(compiled_ops.Findable):
     """Attention through low-rank latents, over packed tokens (arXiv:2405.04434, section 2.1).
 
     Prefill expands keys and values by ``kv_b_proj``; a generated token meets the latents
@@ -156,17 +157,32 @@ class MLA(nn.Module):
             raise TypeError(f"MLA.forward() got unexpected keyword arguments {list(kwargs)}")
         if latent_cache_gen is not None:
             raise NotImplementedError("the stand-in has no context parallelism")
-        hidden_states = hidden_states[: attn_metadata.num_tokens]
-        q, latents = self._projected(position_ids, hidden_states, attn_metadata)
-        held_by = mla_build.stored(self, latents, attn_metadata)
+        if torch.compiler.is_compiling():
+            output = compiled_ops.latent_attention(self, position_ids, hidden_states, attn_metadata)
+        else:
+            output = self.operator_forward(position_ids, hidden_states, attn_metadata)
+        return self.o_proj(output, all_reduce_params=all_reduce_params)
+
+    def operator_forward(
+        self,
+        position_ids: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        metadata: AttentionMetadata,
+    ) -> torch.Tensor:
+        """``[num_tokens, heads * v_head_dim]``: all but the output projection.
+
+        What a compiler sees as one operator (the stand-in's own name).
+        """
+        hidden_states = hidden_states[: metadata.num_tokens]
+        q, latents = self._projected(position_ids, hidden_states, metadata)
+        held_by = mla_build.stored(self, latents, metadata)
         outputs = []
-        for segment in attn_metadata.prepared().segments:
+        for segment in metadata.prepared().segments:
             rows = slice(segment.first_token, segment.first_token + segment.num_tokens)
             held = held_by(segment)
             attend = self._expanded if segment.is_context else self._absorbed
             outputs.append(segment.unpad(attend(segment.pad(q[rows]), held, segment)))
-        output = torch.cat(outputs).flatten(1)  # [tokens, heads * v_head_dim]
-        return self.o_proj(output, all_reduce_params=all_reduce_params)
+        return torch.cat(outputs).flatten(1)
 
     def _projected(
         self, position_ids: torch.Tensor | None, x: torch.Tensor, metadata: AttentionMetadata

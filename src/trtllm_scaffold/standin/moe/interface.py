@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trtllm_scaffold.standin import compiled_ops
 from trtllm_scaffold.standin.distributed import AllReduce, allgather, reducescatter
 from trtllm_scaffold.standin.generation import active, contract
 from trtllm_scaffold.standin.model_config import ModelConfig
@@ -33,7 +34,7 @@ class MoEWeightLoadingMode(Enum):
 
 
 @contract("MoE")
-class MoE(nn.Module):
+class MoE(compiled_ops.Findable):
     """Experts behind a router: ``sum_k weight_k * down(act(gate(x)) * up(x))`` per token.
 
     ``w3_w1_weight`` is ``[local experts, 2 * inner, hidden]`` with up before gate and
@@ -211,18 +212,33 @@ class MoE(nn.Module):
         """See :meth:`forward`."""
         if not do_finalize or kwargs.get("lora_params"):
             raise NotImplementedError("the stand-in's experts always finalize and have no LoRA")
+        given = x, router_logits, kwargs.get("input_ids"), all_rank_num_tokens, use_dp_padding
+        if torch.compiler.is_compiling():
+            return compiled_ops.experts(self, *given, output_dtype)
+        output = self.operator_forward(*given)
+        return output if output_dtype is None else output.to(output_dtype)
+
+    def operator_forward(
+        self,
+        x: torch.Tensor,
+        router_logits: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        tokens: list[int] | None,
+        padded: bool | None,
+    ) -> torch.Tensor:
+        """What a compiler sees as one operator (the stand-in's own name)."""
         sizes = None
         if self.use_dp and self.parallel_size > 1:
-            sizes = _sizes(x, all_rank_num_tokens, use_dp_padding, self.mapping.tp_rank)
+            sizes = _sizes(x, tokens, padded, self.mapping.tp_rank)
             x, router_logits = allgather([x, router_logits], self.mapping, dim=0, sizes=sizes)
-        later = (kwargs.get("input_ids"),) if active() == "1.4" else ()
+        later = (input_ids,) if active() == "1.4" else ()
         chosen, weights = self.routing_method.apply(router_logits, *later)
         output = expert_products.compute(self, x, chosen.long(), weights)
         if sizes is not None:
             output = reducescatter(output, self.mapping, dim=0, sizes=sizes)
         elif self.all_reduce is not None:
             output = self.all_reduce(output)
-        return output if output_dtype is None else output.to(output_dtype)
+        return output
 
     # ------------------------------------------------------------------ quantization
 
