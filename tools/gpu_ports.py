@@ -26,7 +26,6 @@ from gpu.families import FAMILIES, GENERATIONS  # noqa: E402
 from trtllm_scaffold.pipeline import new_port  # noqa: E402
 from trtllm_scaffold.sources import load_path  # noqa: E402
 
-
 #: Ports that are only timed.
 TIMED = {"llama_tied": {**FAMILIES["llama"], "tie_word_embeddings": True}}
 
