@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,8 @@ from trtllm_scaffold.verify.harness import Driver, Piece
 @contextmanager
 def session(subject: Subject, batch: int, length: int) -> Iterator[Driver]:
     """A driver whose cache holds ``batch`` sequences of ``length`` tokens."""
-    with Driver(subject.port, subject.setup, max_requests=batch, tokens_per_block=32) as driver:
+    setup = replace(subject.setup, room=length)
+    with Driver(subject.port, setup, max_requests=batch, tokens_per_block=32) as driver:
         driver.reserve(dict.fromkeys(range(batch), length))
         yield driver
 

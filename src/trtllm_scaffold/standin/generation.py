@@ -23,6 +23,7 @@ _state = {"active": GENERATIONS[0]}
 #: what needs it sets the answer.
 _tracing: dict[str, Callable[[], bool]] = {"asked": bool}
 _held: list[_Held] = []
+_followers: list[Callable[[str], None]] = []
 
 
 def active() -> str:
@@ -40,6 +41,14 @@ def set_active(name: str) -> None:
     _state["active"] = name
     for held in _held:
         held.show_signature()
+    for show in _followers:
+        show(name)
+
+
+def follow(show: Callable[[str], None]) -> None:
+    """Call ``show`` with the generation in force, now and whenever that changes."""
+    _followers.append(show)
+    show(active())
 
 
 def trace_when(is_compiling: Callable[[], bool]) -> None:

@@ -24,7 +24,11 @@ from trtllm_scaffold.standin.kernels.paged_attention import (  # noqa: E402
     paged_attention,
 )
 from trtllm_scaffold.standin.kernels.rms_norm import rms_norm  # noqa: E402
-from trtllm_scaffold.standin.kernels.rotary import norm_and_rotate, rotate_and_store  # noqa: E402
+from trtllm_scaffold.standin.kernels.rotary import (  # noqa: E402
+    norm_and_rotate,
+    rotate_and_store,
+    rotated,
+)
 from trtllm_scaffold.standin.kernels.swiglu import swiglu  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
@@ -156,6 +160,20 @@ def test_rotation_and_storing(dtype, neox, rotary):
     stored_keys, stored_values = read_cache(cache, slots.unsqueeze(1), dtype)
     assert torch.equal(stored_keys[:, 0], got[1]) and torch.equal(stored_values[:, 0], got[2])
     assert int(pool.flatten(0, 3).flatten(1).any(1).sum()) == 2 * tokens
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("neox", [True, False])
+@pytest.mark.parametrize("rotary, heads", [(24, 1), (16, 11)])
+def test_rotation_alone(dtype, neox, rotary, heads):
+    fused = rand(5, (heads + 2) * 24, dtype=dtype)
+    table = rand(50, 2, rotary // 2, dtype=torch.float32)
+    positions = torch.tensor([3, 49, 0, 7, 11], device=DEVICE, dtype=torch.int32)
+    part, before = fused[:, 24 : (heads + 1) * 24], fused.clone()
+    cos, sin = table[positions.long()].unbind(1)
+    wanted = rotate_heads(part.reshape(5, heads, 24), cos, sin, neox)
+    near(rotated(part, 24, table, positions, neox).view(5, heads, 24), wanted, dtype)
+    assert torch.equal(fused, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

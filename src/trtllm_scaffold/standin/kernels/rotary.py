@@ -109,6 +109,75 @@ def rotate_and_store(
 
 
 @triton.jit
+def _rotated(
+    source,
+    out,
+    table,
+    positions,
+    heads,
+    head_dim,
+    half,
+    source_stride,
+    NEOX: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (head < heads) & (column < head_dim)
+    turned = inside & (column < 2 * half)
+    partner, frequency, first = _pair(column, half, NEOX)
+    start = source + token * source_stride + head * head_dim
+    wait()
+    value = tl.load(start + column, mask=inside, other=0.0)
+    other = tl.load(start + partner, mask=turned, other=0.0).to(tl.float32)
+    angle = table + tl.load(positions + token).to(tl.int64) * (2 * half) + frequency
+    cos = tl.load(angle, mask=column < 2 * half, other=1.0)
+    sin = tl.load(angle + half, mask=column < 2 * half, other=0.0)
+    wide = value.to(tl.float32) * cos + tl.where(first, -other, other) * sin
+    value = tl.where(turned, wide.to(source.dtype.element_ty), value)
+    tl.store(out + (token * heads + head) * head_dim + column, value, mask=inside)
+
+
+def rotated(
+    source: torch.Tensor,
+    head_dim: int,
+    table: torch.Tensor,
+    positions: torch.Tensor,
+    neox: bool,
+) -> torch.Tensor:
+    """The heads of ``source``, rotated.
+
+    Args:
+        source: ``[tokens, heads * head_dim]``, the heads of a token contiguous.
+        head_dim: Width of a head.
+        table: ``[max_positions, 2, rotary / 2]`` float32 cos and sin.
+        positions: ``[tokens]``.
+        neox: Whether halves are paired, else neighbours.
+    """
+    heads = source.shape[1] // head_dim
+    out = torch.empty(source.shape, dtype=source.dtype, device=source.device)
+    together = min(triton.next_power_of_2(heads), 8)  # heads of one program
+    _rotated[(source.shape[0], triton.cdiv(heads, together))](
+        source,
+        out,
+        table,
+        positions,
+        heads,
+        head_dim,
+        table.shape[-1],
+        source.stride(0),
+        NEOX=neox,
+        HEADS=together,
+        BLOCK=triton.next_power_of_2(head_dim),
+        num_warps=4,
+        **OVERLAP,
+    )
+    return out
+
+
+@triton.jit
 def _norm_rotate(
     qkv,
     q_weight,

@@ -7,6 +7,7 @@ from torch import nn
 
 from trtllm_scaffold.standin.generation import contract, only_in
 from trtllm_scaffold.standin.interface import RopeParams
+from trtllm_scaffold.standin.kernels.choice import fits
 
 
 @contract("RotaryEmbedding")
@@ -49,8 +50,19 @@ class RotaryEmbedding(nn.Module):
         Returns:
             The targets in their shapes and dtypes, rotated.
         """
+        if all(self._is_simple(target, position_ids) for target in targets):
+            from trtllm_scaffold.standin.kernels.rotary import rotated
+
+            table = self.table_on(position_ids.device)
+            given = self.head_dim, table, position_ids.reshape(-1), self.is_neox
+            return [rotated(target, *given) for target in targets]
         cos, sin = self._cos_sin(position_ids)
         return [self._rotate(target, cos, sin) for target in targets]
+
+    def _is_simple(self, target: torch.Tensor, position_ids: torch.Tensor) -> bool:
+        """Whether the kernel takes it: rows of heads, and one position for each of them."""
+        rows = target.ndim == 2 and target.stride(1) == 1 and len(target) == position_ids.numel()
+        return rows and not self.inverse and fits(target)
 
     def _cos_sin(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self.table_on(position_ids.device)[position_ids.reshape(-1)]
