@@ -118,7 +118,9 @@ def main() -> None:
         try:
             port = options.ports / folder
             with subject(port, port / "config.json", changes, plan.longest) as made:
-                rows += rows_of(name, made, machine, plan, _tell)
+                for row in rows_of(name, made, machine, plan, _tell):
+                    rows.append(row)
+                    _write(options.json, machine, rows, failed)
         except Exception as error:  # the other models still have their rows
             failed[name] = f"{type(error).__name__}: {error}"
         _write(options.json, machine, rows, failed)

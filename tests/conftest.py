@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu.plugin import Report, add_options
+from gpu.plugin import Report, add_options, share_out_devices
 from hub_server import Hub
 from small_llama import LLAMA
 
+share_out_devices()
 if not Path("/dev/nvidiactl").exists():  # no GPU: kernels run in Triton's interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 

@@ -47,7 +47,7 @@ def bench(
     machine = measure_machine()
     with subject(port, config or port / "config.json", {}, plan.longest) as made:
         rows = rows_of(port.name, made, machine, plan, console.progress)
-        return print_rows(rows, made.runtime, as_json)
+        return print_rows(list(rows), made.runtime, as_json)
 
 
 def print_rows(rows: list[dict[str, Any]], runtime: dict[str, str], as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,16 @@ def add_options(parser: Any) -> None:
         action="store_true",
         help="run tests/gpu on the CPU with tiny models, to see that it runs",
     )
+
+
+def share_out_devices() -> None:
+    """Give each process of ``-n`` one of the machine's GPUs, before anything asks for them."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    every = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    devices = given.split(",") if given else [path.name.removeprefix("nvidia") for path in every]
+    if worker and len(devices) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(worker[2:]) % len(devices)]
 
 
 class Report:
@@ -67,7 +78,7 @@ class Report:
                 f"{self.skipped} GPU test(s) skipped for want of a CUDA device"
             )
         path = self.config.getoption("--gpu-json")
-        if not self.rows:
+        if not self.rows or hasattr(self.config, "workerinput"):
             return
         order = list(FAMILIES)
         self.rows.sort(key=lambda row: (row.generation, order.index(row.port)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,21 +44,23 @@ class Plan:
 
 def rows_of(
     name: str, made: Subject, machine: Machine, plan: Plan, tell: Progress
-) -> list[dict[str, Any]]:
-    """Every row of one model; times are milliseconds, with their spread under ``spread``."""
+) -> Iterator[dict[str, Any]]:
+    """Every row of one model, each when it is measured.
+
+    Times are milliseconds, with their spread under ``spread``.
+    """
     weights = weights_of(made.reference, made.config)
-    rows: list[dict[str, Any]] = [agreement(name, made, min(300, plan.longest))]
+    yield agreement(name, made, min(300, plan.longest))
     for length in plan.prompts:
         tell(f"{name}: prefill of {length} tokens")
         floor = weights.operations(length, 1) / machine.matmul * 1e3
-        rows.append({**_prefill(made, length), "model": name, "floor": round(floor, 4)})
+        yield {**_prefill(made, length), "model": name, "floor": round(floor, 4)}
     for batch in plan.batches:
         tell(f"{name}: decode, batch {batch}")
         for row in _decode(made, batch, plan):
             timed_row = row["unit"] == "ms/token"
             least = _decode_floor(weights, batch, machine) if timed_row else None
-            rows.append({**row, "model": name, "floor": least})
-    return rows
+            yield {**row, "model": name, "floor": least}
 
 
 def _decode_floor(weights: Weights, batch: int, machine: Machine) -> float:
