@@ -24,6 +24,8 @@ def _swiglu(
     out,
     width,
     x_stride,
+    gate_at,
+    up_at,
     limit,
     gain,
     offset,
@@ -34,8 +36,8 @@ def _swiglu(
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     wait()
-    gate = tl.load(x + row * x_stride + column, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(x + row * x_stride + width + column, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(x + row * x_stride + gate_at + column, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(x + row * x_stride + up_at + column, mask=inside, other=0.0).to(tl.float32)
     value = gated_silu(gate, up, limit, gain, offset, LIMITED)
     tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
 
@@ -45,8 +47,13 @@ def swiglu(
     limit: float | None = None,
     gain: float = 1.0,
     offset: float = 0.0,
+    *,
+    up_first: bool = False,
 ) -> torch.Tensor:
-    """``[..., gate | up]`` to ``[..., width]``; see :func:`gated_silu`."""
+    """``[..., gate | up]`` to ``[..., width]``; see :func:`gated_silu`.
+
+    ``up_first`` takes ``[..., up | gate]`` instead, the order of experts.
+    """
     rows = x.reshape(-1, x.shape[-1])
     width = rows.shape[1] // 2
     out = torch.empty(rows.shape[0], width, dtype=x.dtype, device=x.device)
@@ -56,6 +63,8 @@ def swiglu(
         out,
         width,
         rows.stride(0),
+        width if up_first else 0,
+        0 if up_first else width,
         limit or 0.0,
         gain,
         offset,

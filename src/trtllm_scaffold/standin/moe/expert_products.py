@@ -91,27 +91,52 @@ def _grouped(
     layer: MoE, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     count, top_k = layer.expert_size_per_partition, chosen.shape[1]
-    local = chosen.flatten() - layer.slot_start
-    foreign = (local < 0) | (local >= count)
-    # Pairs of other ranks are sorted behind the last group.
-    ranked, order = local.masked_fill(foreign, count).sort(stable=True)
-    ends = torch.searchsorted(ranked, torch.arange(count, device=x.device), right=True).int()
+    alone = count == layer.num_experts
+    # Few bits are sorted fast.
+    local = chosen.flatten().to(torch.int16)
+    if not alone:  # pairs of other ranks are sorted behind the last group
+        local = local - layer.slot_start
+        local = local.masked_fill((local < 0) | (local >= count), count)
+    ranked, order = local.sort(stable=True)
+    numbers = torch.arange(count, device=x.device, dtype=torch.int16)
+    ends = torch.searchsorted(ranked, numbers, right=True, out_int32=True)
     share = weights.flatten()[order].unsqueeze(-1)
     rows = x[order // top_k]
     if layer.apply_router_weight_on_input:
         rows, share = (rows * share).to(x.dtype), torch.ones_like(share)
-    which = ranked.clamp(max=count - 1)
+    output = _grouped_rows(layer, rows, ends, ranked) * share
+    if not alone:  # rows behind the last group hold whatever was there
+        output = output.masked_fill((ranked == count).unsqueeze(-1), 0)
+    placed = torch.empty_like(output).index_copy_(0, order, output)
+    return placed.view(x.shape[0], top_k, -1).sum(1).to(x.dtype)
+
+
+def _grouped_rows(
+    layer: MoE, rows: torch.Tensor, ends: torch.Tensor, ranked: torch.Tensor
+) -> torch.Tensor:
+    """``[pairs, hidden]`` through the expert of each pair.
+
+    Args:
+        layer: The experts.
+        rows: ``[pairs, hidden]``, sorted by expert.
+        ends: ``[experts]`` int32, where the rows of each expert end.
+        ranked: ``[pairs]`` local expert of each row.
+    """
+    which = ranked.long().clamp(max=layer.expert_size_per_partition - 1)
     hidden = torch._grouped_mm(rows, layer.w3_w1_weight.transpose(1, 2), offs=ends)
     if layer.w3_w1_bias is not None:
         hidden = hidden + layer.w3_w1_bias[which]
-    hidden = _activated(layer, hidden, which)
+    constants = plain_constants(layer)
+    if constants is None:
+        hidden = _activated(layer, hidden, which)
+    else:
+        from trtllm_scaffold.standin.kernels.swiglu import swiglu
+
+        hidden = swiglu(hidden, *constants, up_first=True)
     output = torch._grouped_mm(hidden, layer.w2_weight.transpose(1, 2), offs=ends)
     if layer.w2_bias is not None and layer.tp_rank == 0:
         output = output + layer.w2_bias[which]
-    # Rows behind the last group hold whatever was there.
-    output = (output.float() * share).masked_fill((ranked == count).unsqueeze(-1), 0)
-    placed = torch.empty_like(output).index_copy_(0, order, output)
-    return placed.view(x.shape[0], top_k, -1).sum(1).to(x.dtype)
+    return output
 
 
 def _activated(layer: MoE, hidden: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
