@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -157,3 +157,37 @@ def test_several_caches_are_refused(port):
     options = {**PORTS[name][0], **({"slopes": [1.0, 0.5]} if name in ("bloom", "mpt") else {})}
     with pytest.raises(ValueError, match="several kinds"):
         kernel.kernel_attention(q, q, q, layer_idx=1, metadata=metadata, scale=1.0, **options)
+
+
+@pytest.mark.parametrize("kilobytes", [99, 163, 227])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [64, 256])
+def test_programs_fit_the_shared_memory_of_other_gpus(
+    port, monkeypatch, head_dim, dtype, kilobytes
+):
+    kernel = port[2]
+    monkeypatch.setattr(kernel, "_shared_memory", lambda _: kilobytes << 10)
+    q = torch.empty(2, 8, head_dim, dtype=dtype)
+    on_gpu = SimpleNamespace(
+        shape=q.shape, dtype=dtype, element_size=q.element_size, is_cuda=True, device="cuda"
+    )
+    for group, decodes in ((1, False), (1, True), (24, True)):
+        found = kernel._tiling(on_gpu, group, decodes)
+        rows, tile = found["ROWS"], found["TILE"]
+        assert rows >= max(16, group) and tile >= 16
+        assert (rows + 4 * tile) * head_dim * q.element_size() <= kilobytes << 10
+
+
+def test_a_compiler_takes_the_shared_memory_for_a_constant(port, monkeypatch):
+    kernel = port[2]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties())
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return x * kernel._shared_memory(x.device)
+
+    compiled = torch.compile(scaled, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(2)).tolist() == [7.0, 7.0]
+
+
+class Properties:
+    shared_memory_per_block_optin = 7
