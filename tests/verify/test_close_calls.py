@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -101,6 +104,45 @@ def test_a_sequence_is_compared_up_to_its_first_close_call() -> None:
     assert "4 of 10" in too_few(4, 10)
 
 
+def test_a_sequence_with_an_early_close_call_is_drawn_again(monkeypatch) -> None:
+    """The longest clear draw is kept, with its own logits; clear sequences stay as they are."""
+    from trtllm_scaffold.verify import parity
+    from trtllm_scaffold.verify.scenarios import STEPS, Regime, make_sequences
+
+    regime = Regime("", 64, (10, 12, 5))
+    first = make_sequences(regime, 50, 1)
+    whole = [len(tokens) for tokens in first]
+    drawn = [make_sequences(regime, 50, 1 + 1000 * draw) for draw in range(1, parity.DRAWS)]
+    #: How far each sequence is clear; what is not listed is clear to its end.
+    clear = {key(first[0]): 4, key(first[1]): 2}
+    clear |= {key(tokens[0]): 3 + place for place, tokens in enumerate(drawn)}
+
+    def lengths(_model, _setup, sequences):
+        return [clear.get(key(tokens), len(tokens)) for tokens in sequences]
+
+    monkeypatch.setattr(parity, "clear_lengths", lengths)
+    monkeypatch.setattr(parity, "reference_logits", lambda _, tokens: tokens[:, None].float())
+    expected = [tokens[:, None].float() for tokens in first]
+    given = parity.Inputs(regime, first, expected)
+    config = SimpleNamespace(vocab_size=50)
+    case = parity.Case(Path(), Path(), config, None, Path(), {}, [given])
+    monkeypatch.setattr(case, "model", lambda _: None)
+    case.avoid_close_calls()
+    found = case.inputs[0]
+    best, second, third = found.sequences
+    assert torch.equal(best, drawn[-1][0]) and torch.equal(second, drawn[0][1])
+    assert torch.equal(third, first[2]) and [len(x) for x in found.sequences] == whole
+    assert case.clear_lengths(found) == [2 + len(drawn), 12 + STEPS, 5 + STEPS]
+    assert all(
+        torch.equal(a[:, 0], b.float())
+        for a, b in zip(found.expected, found.sequences, strict=True)
+    )
+
+
+def key(tokens: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tokens.tolist())
+
+
 @pytest.mark.parametrize(
     ("split", "name", "obstacle"),
     [
@@ -112,8 +154,6 @@ def test_a_sequence_is_compared_up_to_its_first_close_call() -> None:
     ],
 )
 def test_what_hinders_a_split(split: Split, name: str, obstacle: str) -> None:
-    from types import SimpleNamespace
-
     config = SimpleNamespace(
         num_attention_heads=4, num_hidden_layers=2, moe_intermediate_size=5, num_experts=6
     )

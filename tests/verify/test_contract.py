@@ -72,6 +72,14 @@ def test_calls_outside_classes(code, problem, tmp_path):
     assert problem in reason(port)
 
 
+def test_a_kernel_is_launched_with_options_of_its_own(tmp_path):
+    port = faults.copy_sample(tmp_path)
+    add(port, "def kernel(x): ...\n\nkernel[(1,)](1, num_warps=4)")
+    assert reason(port) == ""
+    add(port, "kernel(1, num_warps=4)")
+    assert "kernel has no parameter 'num_warps'" in reason(port)
+
+
 @pytest.mark.parametrize(
     ("method", "problem"),
     [

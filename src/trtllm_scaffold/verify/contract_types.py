@@ -55,6 +55,8 @@ def callee(names: Names, call: ast.Call, scope: Scope) -> Callee | None:
     if isinstance(function, ast.Name) and function.id in scope.variables:
         return _forward(names, scope.variables[function.id])
     target = names.reference(function, scope)
+    if isinstance(function, ast.Subscript) and isinstance(target, LocalFunction):
+        return None  # kernel[grid](...): the launch takes options of Triton's beside parameters
     return None if target is None else _construct(names, target)
 
 

@@ -189,9 +189,14 @@ class _Proof:
     def _parity(self, cases: Sequence[Any], runtime: str) -> list[Check]:
         from trtllm_scaffold.verify.parity import check_scenario
         from trtllm_scaffold.verify.parity_bf16 import check_bf16
+        from trtllm_scaffold.verify.port_module import quiet
         from trtllm_scaffold.verify.scenarios import SCENARIOS
 
         checks: list[Check] = []
+        if runtime == "standin":
+            with quiet(), contextlib.suppress(Exception):  # the checks meet it again, and say so
+                for case in cases:
+                    case.avoid_close_calls()
         for name in SCENARIOS:
             if self.dtype == "bfloat16" or runtime != "standin":
                 why = "--dtype bfloat16 leaves it out" if runtime == "standin" else _NO_FP32

@@ -44,7 +44,8 @@ class Uncaptured(DecodeGraph):
     def _advance(self, batch):
         """The kernel's formula: positions from the device, blocks from the table of `start`."""
         (segment,) = batch.segments
-        size = self.metadata.kv_cache_manager.tokens_per_block
+        manager = self.metadata.kv_cache_manager
+        size = manager.tokens_per_block
         position = batch.token_positions + 1
         self.position_ids.copy_(position.unsqueeze(0))
         batch.token_positions.copy_(position)
@@ -52,7 +53,7 @@ class Uncaptured(DecodeGraph):
         segment.kv_lens.copy_(position + 1)
         place = (position // size).clamp(max=segment.block_table.shape[1] - 1)
         block = segment.block_table.gather(1, place.unsqueeze(1)).squeeze(1)
-        batch.token_slots.copy_(block * 2 * size + position % size)
+        batch.token_slots.copy_(block * manager.rows_per_block + position % size)
 
 
 @pytest.fixture
