@@ -232,6 +232,24 @@ def test_a_header_of_many_experts_takes_under_two_seconds(tmp_path):
     assert seconds < 2.0
 
 
+def test_reading_a_header_leaves_the_garbage_collector_as_it_was(tmp_path):
+    import gc
+
+    (tmp_path / "model.safetensors").write_bytes(b"no header")
+    try:
+        for turn in (gc.enable, gc.disable):
+            turn()
+            before = gc.isenabled()
+            with pytest.raises(InputError):
+                read_header(tmp_path)
+            (tmp_path / "model.safetensors").write_bytes(header({"a": entry("X", (8,), 0, 8)}))
+            with pytest.raises(InputError, match="unknown dtype"):
+                read_header(tmp_path)
+            assert gc.isenabled() == before
+    finally:
+        gc.enable()
+
+
 def test_sources_import_neither_torch_nor_transformers():
     code = (
         "import sys, trtllm_scaffold.sources, trtllm_scaffold.sources.hf_class as h;"

@@ -84,9 +84,8 @@ def test_swiglu_and_its_product_with_one_row(dtype, constants):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows, width", [(37, 1500), (2500, 40)])
-def test_up_may_come_before_gate(dtype, rows, width):
-    x = rand(rows, 2 * (width // 8), dtype=dtype)
+def test_up_may_come_before_gate(dtype):
+    x = rand(5, 2 * 187, dtype=dtype)
     gate, up = x.chunk(2, -1)
     found = swiglu(torch.cat([up, gate], -1), 1.5, 1.7, 1.0, up_first=True)
     assert torch.equal(found, swiglu(x, 1.5, 1.7, 1.0))
